@@ -1,0 +1,58 @@
+# make repro  set up .venv, get the data, run the whole pipeline
+# make test   set up .venv, run every test          make lab  open JupyterLab
+# make smoke  the pipeline on toy music in a temporary copy, in a minute
+# CUDA:       make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+REFS := .refs
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export PYTHONWARNINGS := ignore
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONPATH PYTHONHOME
+
+repro: setup
+	dvc repro
+	@echo "The report: $(CURDIR)/reports/index.html"
+
+test: setup $(REFS)/.ok
+	python -m pytest
+
+lab: setup
+	jupyter lab nbs
+
+smoke: setup
+	./tests/smoke.sh
+
+# execute every chapter again, keep the outputs that teach, export the package
+chapters: setup
+	nbdev_export
+	for n in $$(find nbs -name '*.ipynb' -not -path '*/stages/*' -not -path '*/.*' | sort); do jupyter nbconvert --log-level=ERROR --execute --inplace $$n || exit 1; done
+	nbdev_clean
+
+setup: $(VENV)/.ok
+
+# torch's CPU build, unless the index of another build is named: several GB less to download; a pip that has wheels of its own keeps them
+TORCH_INDEX ?= $(if $(PIP_FIND_LINKS),,https://download.pytorch.org/whl/cpu)
+$(VENV)/.ok: requirements.txt constraints.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"sepnb needs Python 3.11 or newer, this is {sys.version.split()[0]}; say make PYTHON=python3.11")'
+	@command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null \
+	  || { [ $$(id -u) = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq ffmpeg >/dev/null; } \
+	  || { echo "ffmpeg and ffprobe are missing (museval needs them): install your system's ffmpeg package, then run make again" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel
+	$(if $(TORCH_INDEX),python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch || echo "no torch from $(TORCH_INDEX): taking the default build")
+	python -m pip install -q -c constraints.txt -r requirements.txt
+	python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# reference packages that tests compare with, apart from the environment because their own requirements do not fit in
+$(REFS)/.ok: tests/references.txt constraints.txt | $(VENV)/.ok
+	python -m pip install -q --no-deps --upgrade --target $(REFS) -r tests/references.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(REFS) build *.egg-info .pytest_cache .hypothesis
+
+.PHONY: repro test lab smoke chapters setup clean

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The whole pipeline at smoke scale (toy music, seconds of training) in a temporary clone, which is left clean.
+set -euo pipefail
+root=$(git rev-parse --show-toplevel)
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+git clone -q "$root" "$copy/sepnb"
+cd "$copy/sepnb"
+sed -i 's/^scale: .*/scale: smoke/; s/^dataset: .*/dataset: toy/' params.yaml
+export PYTHONPATH=$PWD
+dvc repro -q
+test -s reports/index.html
+dvc metrics show
+dvc status | grep -q 'up to date'
+echo "smoke: the pipeline ran and is up to date"

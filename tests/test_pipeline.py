@@ -1,0 +1,79 @@
+"""The stage notebooks at smoke scale, really through papermill; the same seed gives the same bytes."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sepnb.core import SepnbError
+from sepnb.runner import run_stage
+
+ROOT = Path(__file__).parents[1]
+STAGES = ROOT / "nbs" / "stages"
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+TOY = {"kind": "toy", "songs": 3, "seconds": 4.0, "sample_rate": 8000, "stems": ["backing", "guitar"]}
+
+
+def pages(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A folder with prepared toy songs, as the prepare stage leaves them."
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_stage(STAGES / "prepare.ipynb", folder / "reports" / "prepare.ipynb", dict(name="toy", settings=TOY, out="data/tracks", seed=1))
+    return folder
+
+
+def train(name, out):
+    block = PARAMS["models"][name]
+    run_stage(STAGES / "train.ipynb", f"{out}/train-{name}.ipynb", dict(
+        name=name, model=block["model"], **block["smoke"], tracks="data/tracks", out=f"{out}/{name}", history=f"{out}/{name}.csv", device="cpu"))
+
+
+@pytest.mark.parametrize("name", list(PARAMS["models"]))
+def test_a_model_trains_and_is_evaluated(name, project, monkeypatch):
+    monkeypatch.chdir(project)
+    train(name, "runs")
+    run_stage(STAGES / "evaluate.ipynb", f"reports/evaluate-{name}.ipynb", dict(
+        system=f"runs/{name}", name=name, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", excerpt=f"runs/excerpts/{name}", device="cpu"))
+    scores = json.loads(Path(f"reports/scores/{name}.json").read_text())
+    assert set(scores) == {"backing", "guitar"} and all(s["frames"] >= 3 for s in scores.values())
+
+
+def test_the_same_seed_gives_the_same_bytes(project, monkeypatch):
+    monkeypatch.chdir(project)
+    name = next(iter(PARAMS["models"]))
+    results = []
+    for _ in range(2):
+        train(name, "twice")
+        results.append(pages(project / "twice"))
+    assert results[0].keys() == results[1].keys()
+    assert not [n for n in results[0] if results[0][n] != results[1][n]]
+
+
+def test_a_failing_stage_leaves_its_traceback_and_no_result(project, monkeypatch):
+    monkeypatch.chdir(project)
+    with pytest.raises(Exception, match="no song|SepnbError"):
+        run_stage(STAGES / "evaluate.ipynb", "failing/evaluate.ipynb", dict(tracks="data/nothing"))
+    assert [p.name for p in Path("failing").iterdir()] == ["evaluate-failed.ipynb"]
+    assert "SepnbError" in Path("failing/evaluate-failed.ipynb").read_text()
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "report"])
+def test_unknown_parameters_are_refused(stage, tmp_path):
+    with pytest.raises(SepnbError, match="no parameter colour"):
+        run_stage(STAGES / f"{stage}.ipynb", tmp_path / "x.ipynb", dict(colour="red"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_runner_speaks_in_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    done = subprocess.run([sys.executable, "-m", "sepnb.runner", str(STAGES / "train.ipynb"), "x.ipynb", "-s", "nothing.here"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nothing.here" in done.stderr

@@ -1,0 +1,164 @@
+"""The house: notebooks, package, pipeline and committed results belong together."""
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+CHAPTERS = [p for p in NOTEBOOKS if "stages" not in p.parts]
+STAGES = [p for p in NOTEBOOKS if "stages" in p.parts]
+
+
+def run(*args, cwd=ROOT):
+    return subprocess.run([str(a) for a in args], cwd=cwd, capture_output=True, text=True)
+
+
+def sources(path):
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+
+
+def modules():
+    "Module name → number of the chapter that exports it."
+    found = {}
+    for path in CHAPTERS:
+        names = [m[1] for s in sources(path) for m in re.finditer(r"^#\|\s*default_exp\s+(\S+)", s, re.M)]
+        assert len(names) == 1, f"{path} needs exactly one default_exp"
+        found[f"sepnb.{names[0]}"] = int(path.name[:2])
+    return found
+
+
+def imports(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sepnb"):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("sepnb"))
+
+
+def test_fresh_export_changes_nothing(tmp_path):
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    done = run(BIN / "nbdev_export", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = lambda base: {p.relative_to(base): p.read_text() for p in (base / "sepnb").rglob("*.py")}
+    fresh, committed = files(tmp_path), files(ROOT)
+    assert set(fresh) == set(committed)
+    assert not [n for n in fresh if fresh[n] != committed[n]]
+
+
+def test_notebooks_are_clean(tmp_path):
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    done = run(BIN / "nbdev_clean", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not [p for p in NOTEBOOKS if p.read_text() != (tmp_path / p.relative_to(ROOT)).read_text()]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_imports_only_lower_numbers(path):
+    numbers = modules()
+    own = int(path.name[:2])
+    for code in sources(path):
+        for name in imports(re.sub(r"^[%!].*$", "", code, flags=re.M)):
+            if name in numbers:
+                assert numbers[name] < own, f"{path.name} imports {name}, which is chapter {numbers[name]}"
+
+
+def test_chapters_are_numbered_once():
+    numbers = [p.name[:2] for p in CHAPTERS]
+    assert sorted(set(numbers)) == sorted(numbers)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_chapter_shows_its_outputs(path):
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert any(c["outputs"] for c in cells), f"{path.name} was committed without outputs: run `make chapters`"
+    faults = [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
+    assert not faults
+
+
+def test_modules_have_no_undefined_names():
+    done = run(sys.executable, "-m", "pyflakes", *sorted((ROOT / "sepnb").rglob("*.py")))
+    faults = [l for l in done.stdout.splitlines() if "imported but unused" not in l or "__init__" not in l]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
+def test_a_stage_defines_nothing(path):
+    nb = nbformat.read(path, 4)
+    assert sum("parameters" in c.metadata.get("tags", []) for c in nb.cells) == 1
+    for code in sources(path):
+        kinds = {type(n) for n in ast.walk(ast.parse(code))}
+        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef}
+        assert not re.search(r"^\s*[!%]|chdir|pip install", code, re.M)
+
+
+def closure(names):
+    "Files of the package that these modules load, themselves included."
+    seen, todo = set(), list(names)
+    while todo:
+        name = todo.pop()
+        path = ROOT / (name.replace(".", "/") + ".py")
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        todo += imports(path.read_text())
+    return {name.replace(".", "/") + ".py" for name in seen}
+
+
+def templates():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        body = stage.get("do", stage)
+        if "nbs/stages/" in body["cmd"]:
+            yield name, body
+
+
+@pytest.mark.parametrize("name,body", list(templates()), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_stage_depends_on_what_it_imports(name, body):
+    notebook = re.search(r"nbs/stages/\w+\.ipynb", body["cmd"])[0]
+    needed = closure({m for code in sources(ROOT / notebook) for m in imports(code)})
+    listed = [d for d in body["deps"]]
+    covered = lambda f: any(f == d or f.startswith(d.rstrip("/") + "/") for d in listed)
+    assert not [f for f in sorted(needed) if not covered(f)], f"{name} does not depend on modules that it imports"
+
+
+def test_no_word_of_machines_or_sessions():
+    tracked = run("git", "ls-files").stdout.split()
+    texts = [p for p in tracked if p.endswith((".py", ".ipynb", ".md", ".yaml", ".ini", ".html", ".csv", ".json", ".txt", ".sh", "Makefile", "run"))]
+    for name in texts:
+        text = (ROOT / name).read_text(errors="replace") if (ROOT / name).exists() else ""
+        assert str(ROOT) not in text and str(Path.home()) + "/" not in text, f"{name} holds a path of this machine"
+
+
+def test_lock_matches_sources():
+    done = run(BIN / "dvc", "repro", "--dry", "--allow-missing")
+    assert done.returncode == 0, done.stderr
+    assert "Running stage" not in done.stdout, "dvc.lock is older than its sources: run `make repro` and commit\n" + done.stdout
+
+
+def test_report_names_its_sources():
+    from sepnb.report import source_commit
+
+    page = (ROOT / "reports" / "index.html").read_text()
+    commit = re.search(r"<td>commit</td>|commit</td>\s*<td[^>]*>([0-9a-f]{7,40}\+?)", page)
+    assert commit, "the report names no commit"
+    named = re.search(r">commit</td>\s*<td[^>]*>([^<]+)<", page)[1]
+    assert not named.endswith("+"), "the committed report was made from uncommitted sources"
+    if run("git", "cat-file", "-e", named).returncode == 0 and not source_commit(ROOT).endswith("+"):
+        changed = run("git", "diff", "--stat", named, "HEAD", "--", "sepnb", "nbs/stages", "params.yaml", "dvc.yaml", "constraints.txt").stdout
+        assert not changed, f"sources changed since the report was made:\n{changed}"
+
+
+def test_pages_need_no_network():
+    for page in (ROOT / "reports").glob("*.html"):
+        assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+\.(?:js|css)', page.read_text()), page.name

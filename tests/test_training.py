@@ -1,0 +1,168 @@
+"""Bank, loop, checkpoint: what is drawn, what is learnt, what is kept, what is refused."""
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from sepnb.core import SepnbError, seed_everything
+from sepnb.data.augment import augment
+from sepnb.data.bank import StemBank, draw, excerpt_starts, fixed_excerpts
+from sepnb.models.mask_rnn import DeepMaskInference
+from sepnb.synth import toy_sources
+from sepnb.train.checkpoint import build_model, load_checkpoint, load_separator, model_class, open_system, save_checkpoint
+from sepnb.train.loop import Recipe, fit, read_history, recipe_from, train_epoch, valid_epoch, write_history
+
+
+def bank(seeds=(0, 1), seconds=2.0):
+    songs = [toy_sources(seed_everything(i), seconds=seconds, sample_rate=8000, stems=["drums", "vocals"]) for i in seeds]
+    return StemBank(songs, sample_rate=8000, names=[str(i) for i in seeds])
+
+
+def small():
+    seed_everything(0)
+    return DeepMaskInference(stems=2, n_fft=256, hop_length=128, hidden=8)
+
+
+def recipe(**changes):
+    return recipe_from(dict(segment_s=0.25, batch=2, steps=3, epochs=3, valid_excerpts=2) | changes)
+
+
+@settings(deadline=None, max_examples=50)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), samples=st.integers(1, 20))
+def test_excerpts_never_cross_from_one_song_into_the_next(lengths, samples):
+    places = [max(n - samples + 1, 0) for n in lengths]
+    starts = excerpt_starts(torch.arange(sum(places)), torch.tensor(lengths), samples).tolist()
+    first, expected = 0, []
+    for n, k in zip(lengths, places):
+        expected += range(first, first + k)
+        first += n
+    assert starts == expected
+
+
+def test_random_mixing_draws_each_stem_by_itself_and_coherent_does_not():
+    ramp = StemBank([torch.arange(20000.0)[None, None].expand(2, 1, -1) / 32768], sample_rate=8000)
+    whole = draw(ramp, torch.Generator().manual_seed(0), batch=64, samples=10, coherent=1.0)
+    mixed = draw(ramp, torch.Generator().manual_seed(0), batch=64, samples=10, coherent=0.0)
+    half = draw(ramp, torch.Generator().manual_seed(0), batch=256, samples=10, coherent=0.5)
+    same = lambda x: (x[:, 0] == x[:, 1]).all(-1).all(-1).float().mean()
+    assert same(whole) == 1 and same(mixed) < 0.05 and 0.4 < same(half) < 0.6
+
+
+def test_the_bank_keeps_sixteen_bits():
+    x = torch.randint(-32768, 32768, (2, 2, 1000)).float() / 32768
+    assert torch.equal(fixed_excerpts(StemBank([x], sample_rate=8000), count=1, samples=1000)[0], x)
+
+
+def test_augmentation_keeps_shape_and_leaves_its_input():
+    x = draw(bank(), torch.Generator().manual_seed(0), batch=4, samples=1000)
+    before = x.clone()
+    out = augment(x, torch.Generator().manual_seed(1), {"random_gain": {}, "swap_channels": {}})
+    assert out.shape == x.shape and torch.equal(x, before) and not torch.equal(out, x)
+
+
+def test_the_best_weights_are_kept_not_the_last():
+    net, history = small(), None
+    history = fit(net, bank(), bank((7,)), recipe(epochs=6, lr=0.3), generator=torch.Generator().manual_seed(0))
+    best = min(r["valid_loss"] for r in history)
+    excerpts = fixed_excerpts(bank((7,)), count=2, samples=2000)
+    assert valid_epoch(net, excerpts, recipe()) == best
+    assert history[-1]["valid_loss"] > best, "this learning rate should make it worse again"
+    assert [r["best"] for r in history][0] and sum(r["valid_loss"] == best for r in history) == 1
+
+
+def test_the_same_seed_gives_the_same_weights():
+    runs = []
+    for _ in range(2):
+        net = small()
+        fit(net, bank(), bank((7,)), recipe(augment={"random_gain": {}}), generator=torch.Generator().manual_seed(0))
+        runs.append(net.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values()))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+    net = small()
+    broken = bank()
+    net.eval()
+    with torch.no_grad():
+        next(net.parameters()).fill_(math.nan)
+    optimiser = torch.optim.SGD(net.parameters(), lr=1.0)
+    kept = [p.clone() for p in net.parameters()]
+    with pytest.raises(SepnbError, match="loss became nan at step 0"):
+        train_epoch(net, broken, optimiser, recipe(), generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(kept, net.parameters()))
+
+
+@pytest.mark.parametrize("settings,word", [({"lrr": 1}, "lrr"), ({"lr": 0.0}, "lr"), ({"batch": -1}, "batch"), ({"segment_s": 0.0}, "segment_s")])
+def test_bad_recipes_are_refused(settings, word):
+    with pytest.raises(SepnbError, match=word):
+        recipe_from(settings)
+
+
+@pytest.mark.parametrize("change", [dict(loss="l7"), dict(augment={"reverb": {}}), dict(segment_s=60.0)])
+def test_impossible_recipes_are_refused(change):
+    with pytest.raises(SepnbError):
+        fit(small(), bank(), bank((7,)), recipe(**change), generator=torch.Generator().manual_seed(0))
+
+
+def test_history_survives_the_file(tmp_path):
+    rows = fit(small(), bank(), bank((7,)), recipe(), generator=torch.Generator().manual_seed(0))
+    write_history(tmp_path / "h.csv", rows)
+    again = read_history(tmp_path / "h.csv")
+    assert len(again) == len(rows) and all(abs(a["valid_loss"] - b["valid_loss"]) < 1e-6 * b["valid_loss"] for a, b in zip(again, rows))
+
+
+def saved(folder, **changes):
+    save_checkpoint(folder, small().eval(), stems=["drums", "vocals"], sample_rate=8000, licence="CC0-1.0", **changes)
+    return folder
+
+
+def test_a_checkpoint_gives_the_same_outputs_and_the_same_bytes(tmp_path):
+    a, b = saved(tmp_path / "a"), saved(tmp_path / "b")
+    x = torch.randn(1, 2, 3001)
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(a, device="cpu")[0](x), small().eval()(x))
+    assert all((a / n).read_bytes() == (b / n).read_bytes() for n in ("model.json", "model.safetensors"))
+
+
+def damage(folder, what):
+    card, weights = folder / "model.json", folder / "model.safetensors"
+    facts = json.loads(card.read_text())
+    if what == "no card": card.unlink()
+    elif what == "no weights": weights.unlink()
+    elif what == "cut weights": weights.write_bytes(weights.read_bytes()[:-10])
+    elif what == "not json": card.write_text("{")
+    elif what == "a list": card.write_text("[]")
+    elif what == "no stems": card.write_text(json.dumps({k: v for k, v in facts.items() if k != "stems"}))
+    elif what == "other class": card.write_text(json.dumps({**facts, "model": "os.system"}))
+    elif what == "path as class": card.write_text(json.dumps({**facts, "model": "../evil.Net"}))
+    elif what == "other config": card.write_text(json.dumps({**facts, "config": {**facts["config"], "hidden": 16}}))
+    elif what == "unknown argument": card.write_text(json.dumps({**facts, "config": {**facts["config"], "wings": 2}}))
+
+
+@pytest.mark.parametrize("what", ["no card", "no weights", "cut weights", "not json", "a list", "no stems", "other class", "path as class", "other config", "unknown argument"])
+def test_a_damaged_checkpoint_is_one_line(what, tmp_path):
+    folder = saved(tmp_path / "m")
+    damage(folder, what)
+    with pytest.raises(SepnbError) as error:
+        load_checkpoint(folder, device="cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_only_our_models_can_be_named():
+    for name in ("os.system", "layers.torch", "mask_rnn", "mask_rnn.", "..core.SepnbError", "mask_rnn.DeepMaskInference.x"):
+        with pytest.raises(SepnbError):
+            model_class(name)
+    with pytest.raises(SepnbError, match="config"):
+        build_model("mask_rnn.DeepMaskInference", {"wings": 2})
+
+
+def test_a_trained_model_is_a_separator(tmp_path):
+    separator = load_separator(saved(tmp_path / "m"), device="cpu")
+    x = torch.randn(1, 4410)
+    out = separator(x, 44100)
+    assert list(out) == ["drums", "vocals"] and all(v.shape == x.shape for v in out.values())
+    assert isinstance(open_system("m", runs=tmp_path, device="cpu"), type(separator))
+    with pytest.raises(SepnbError, match="checkpoint"):
+        open_system(str(tmp_path / "none"))
