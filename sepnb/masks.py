@@ -12,7 +12,8 @@ from .core import SepnbError
 
 # %% ../nbs/11_masks.ipynb #7c7c690f
 def _scaled(mag: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: # shares of the loudest stem, and where all are silent
-    if mag.is_complex() or mag.ndim < 4: raise SepnbError(f"need real magnitudes (..., s, c, f, n), got {mag.dtype} of shape {tuple(mag.shape)}; take magnitude(spec) first")
+    if mag.is_complex() or mag.ndim < 4:
+        raise SepnbError(f"need real magnitudes (..., s, c, f, n), got {mag.dtype} of shape {tuple(mag.shape)}; take magnitude(spec) first")
     if mag.dtype != torch.float64: mag = mag.float()
     mag = mag.clamp_min(0)
     loudest = mag.detach().amax(-4, keepdim=True)
@@ -49,5 +50,6 @@ def apply_mask(mask: torch.Tensor, # `(..., s, c, f, n)`, real or complex; axes 
               ) -> torch.Tensor: # `(..., s, c, f, n)`, complex
     "Masked copies of a mixture, one a stem. Raises `SepnbError` if the shapes do not belong together."
     if mask.ndim < 4 or spec.ndim < 3 or any(m not in (1, x) for m, x in zip(mask.shape[-3:], spec.shape[-3:])):
-        raise SepnbError(f"a mask of shape {tuple(mask.shape)} does not fit a spectrogram of shape {tuple(spec.shape)}; need (..., s, c, f, n) and (..., c, f, n)")
+        raise SepnbError(f"a mask of shape {tuple(mask.shape)} does not fit a spectrogram of shape {tuple(spec.shape)}; "
+                         "need (..., s, c, f, n) and (..., c, f, n)")
     return mask * spec.unsqueeze(-4)

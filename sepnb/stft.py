@@ -72,7 +72,8 @@ def _checked_settings(n_fft: int, hop_length: int, window: str) -> torch.Tensor:
         raise SepnbError(f"hop_length {hop_length}: need a whole number from 1 to n_fft ({n_fft}); a longer hop skips samples")
     w = make_window(window, int(n_fft), dtype=torch.float64)
     if overlap_floor(w, int(hop_length)) < FLOOR:
-        raise SepnbError(f"window '{window}' of {n_fft} samples with hop_length {hop_length} has no stable inverse; use a hop_length of {n_fft // 2} or less")
+        raise SepnbError(f"window '{window}' of {n_fft} samples with hop_length {hop_length} has no stable inverse; "
+                         f"use a hop_length of {n_fft // 2} or less")
     return w
 
 def _checked_signal(x: torch.Tensor) -> torch.Tensor: # `(..., t)`, float32 or float64
@@ -83,7 +84,8 @@ def _checked_signal(x: torch.Tensor) -> torch.Tensor: # `(..., t)`, float32 or f
 def _checked_spec(spec: torch.Tensor, bins: int, frames: int) -> torch.Tensor: # `(..., f, n)`, complex64 or complex128
     if frames < 2: raise SepnbError("cannot return a signal without samples; ask for a length of at least 1")
     if not spec.is_complex() or spec.ndim < 2 or spec.shape[-2] != bins or spec.shape[-1] < frames:
-        raise SepnbError(f"a {spec.dtype} spectrogram of shape {tuple(spec.shape)} does not fit; need a complex (..., {bins}, n) of at least {frames} frames")
+        raise SepnbError(f"a {spec.dtype} spectrogram of shape {tuple(spec.shape)} does not fit; "
+                         f"need a complex (..., {bins}, n) of at least {frames} frames")
     return spec if spec.dtype == torch.complex128 else spec.to(torch.complex64)
 
 # %% ../nbs/10_stft.ipynb #7943a677

@@ -36,9 +36,13 @@ def modules():
     return found
 
 
-def imports(code):
+def imports(code, package=""):
+    "Modules of the package that code imports; relative imports are resolved within `package`."
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sepnb"):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package.split(".")[:len(package.split(".")) - node.level + 1]
+            yield ".".join([*base, node.module or ""]).rstrip(".")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sepnb"):
             yield node.module
         elif isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.startswith("sepnb"))
@@ -111,7 +115,7 @@ def closure(names):
         if name in seen or not path.is_file():
             continue
         seen.add(name)
-        todo += imports(path.read_text())
+        todo += imports(path.read_text(), name.rpartition(".")[0])
     return {name.replace(".", "/") + ".py" for name in seen}
 
 

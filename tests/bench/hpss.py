@@ -8,7 +8,6 @@ from statistics import median
 import librosa
 import numpy as np
 import scipy
-import torch
 from scipy.ndimage import median_filter
 
 from sepnb.classical.hpss import hpss_masks, median_along
