@@ -6,7 +6,7 @@
 __all__ = ['STEM_MP4', 'resample', 'match_channels', 'load_audio', 'AudioInfo', 'audio_info', 'save_audio', 'load_stem_mp4']
 
 # %% ../nbs/02_audio.ipynb #58307227
-import io, os, re, shutil, struct, subprocess
+import io, os, shutil, struct, subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ _SNDFILE = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", "
 @contextmanager
 def _sndfile(path: Path) -> Iterator[soundfile.SoundFile]: # an open file; its errors become one line
     lost = _missing_bytes(path)
-    if lost: raise SepnbError(f"{path} is truncated: {lost} bytes that its header promises are missing; fetch or export it again")
+    if lost: raise SepnbError(f"{path} is truncated: {lost} bytes that its header promises are missing; fetch it again, or save what is left with ffmpeg")
     try:
         with soundfile.SoundFile(os.fsencode(path)) as f:
             if not f.frames: raise SepnbError(f"{path} holds 0 samples; export it again")
@@ -81,13 +81,14 @@ def _read_sndfile(path: Path, start_s: float, duration_s: float | None) -> tuple
         if start >= f.frames: raise _too_late(path, start_s)
         f.seek(start); x = f.read(stop - start, dtype="float32", always_2d=True)
         if len(x) < stop - start:
-            raise SepnbError(f"{path} is truncated: {start + len(x)} of {f.frames} samples can be read; fetch or export it again")
+            raise SepnbError(f"{path} is truncated: {start + len(x)} of {f.frames} samples can be read; fetch it again, or save what is left with ffmpeg")
         return x.T, f.samplerate
 
 # %% ../nbs/02_audio.ipynb #c23e983b
 _PREROLL = 8192 # samples decoded before an excerpt and dropped
 
-def _read_av(path: Path, stream: int, start_s: float, duration_s: float | None, jump: bool = True) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
+def _read_av(path: Path, stream: int, start_s: float, duration_s: float | None, jump: bool = True
+            ) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
     import av
     with av.open(f"file:{path}") as file:
         if stream >= len(file.streams.audio): raise _no_stream(path, stream)
@@ -148,7 +149,7 @@ def resample(x: torch.Tensor, # samples, `(..., t)`, floating point
              from_hz: int, # rate of `x`, Hz
              to_hz: int, # wanted rate, Hz
             ) -> torch.Tensor: # `(..., ceil(t * to_hz / from_hz))`, same dtype and device; `x` itself if the rates are equal
-    "Band-limited change of the sample rate (`soxr`, quality HQ); no gradient passes. Raises `SepnbError` for a rate that is none, or integer samples."
+    "Change the sample rate, band-limited (`soxr` HQ, no gradient). Raises `SepnbError` for an impossible rate or integer samples."
     from_hz, to_hz = _hz(from_hz), _hz(to_hz)
     if not x.is_floating_point(): raise SepnbError(f"resample wants floating-point samples, not {x.dtype}; divide by full scale first")
     if from_hz == to_hz: return x
@@ -188,7 +189,7 @@ def load_audio(path: str | Path, # a sound file of any kind
                sample_rate: int | None = None, # resample to this rate, Hz; None keeps the file's
                channels: int | None = None, # `match_channels` to this number; None keeps the file's
               ) -> tuple[torch.Tensor, int]: # samples `(c, t)`, float32, full scale 1; their rate, Hz
-    "Read a sound file or an excerpt. Raises `SepnbError`, one line, for whatever is missing, damaged, cut short, without sound or not finite."
+    "Read a sound file or an excerpt. Raises `SepnbError` for what is missing, damaged, cut short, without sound or not finite."
     _refuse_bad_excerpt(path, start_s, duration_s)
     x, rate = _read(_checked(path), start_s, duration_s)
     x = torch.from_numpy(np.ascontiguousarray(x)); _refuse_nonfinite(x, path)
@@ -212,7 +213,7 @@ class AudioInfo:
 
 def audio_info(path: str | Path, # a sound file of any kind
               ) -> AudioInfo: # what it holds
-    "Rate, channels and samples of a sound file; of several streams, the first. Raises `SepnbError` as `load_audio` does, except for what only the samples show."
+    "Rate, channels and length of a sound file (its first stream). Raises `SepnbError` for what can be seen without all samples."
     path = _checked(path)
     if path.suffix.lower() in _SNDFILE and _states_length(path):
         with _sndfile(path) as f: return AudioInfo(f.samplerate, f.channels, f.frames)
@@ -243,9 +244,11 @@ def _as_stored(block: torch.Tensor, subtype: str | None) -> np.ndarray: # (c, t)
 
 # %% ../nbs/02_audio.ipynb #91ec3080
 def _within_full_scale(x: torch.Tensor, peak: float, clip: str, path: Path, subtype: str | None) -> torch.Tensor: # (c, t), |x| ≤ 1
-    if clip not in ("error", "rescale", "clamp"): raise SepnbError(f"cannot write {path}: unknown clip '{clip}'; use error, rescale or clamp")
+    if clip not in ("error", "rescale", "clamp"):
+        raise SepnbError(f"cannot write {path}: unknown clip '{clip}'; use error, rescale or clamp")
     if peak <= 1 or subtype == "FLOAT": return x
-    if clip == "error": raise SepnbError(f"cannot write {path}: peak {peak:.3f} is beyond full scale; save FLOAT in a .wav, or say clip='rescale' or 'clamp'")
+    if clip == "error":
+        raise SepnbError(f"cannot write {path}: peak {peak:.4g} is beyond full scale; use subtype='FLOAT' (.wav), clip='rescale' or 'clamp'")
     return (x / peak if clip == "rescale" else x).clamp(-1, 1)
 
 # %% ../nbs/02_audio.ipynb #5f3900f3
@@ -267,7 +270,7 @@ def _forget_time(file: BinaryIO) -> None: # zero the time stamp in a float WAV's
     file.seek(0); head = file.read(256).split(b"data")[0]; at = head.find(b"PEAK")
     if at > 0: file.seek(at + 12); file.write(bytes(4))
 
-# %% ../nbs/02_audio.ipynb #026a522d
+# %% ../nbs/02_audio.ipynb #17210c0b
 _BLOCK = 65536 # samples a channel handed over at once
 
 def _encode(part: Path, x: torch.Tensor, rate: int, kind: str, subtype: str | None) -> None: # write all of x, or raise
@@ -291,11 +294,12 @@ def save_audio(path: str | Path, # file to be written: .wav, .flac, .mp3 or .ogg
                clip: str = "error", # peaks beyond 1 where the file cannot hold them: "error", "rescale" (whole file), "clamp"
                overwrite: bool = False, # replace an existing file
               ) -> None:
-    "Write a sound file, wholly or not at all. Raises `SepnbError`, one line, if the samples, the name, the format or the disk do not allow it."
+    "Write a sound file, wholly or not at all. Raises `SepnbError` if samples, name, format or disk do not allow it."
     path, x, sample_rate = Path(path), torch.as_tensor(x).detach().cpu(), _hz(sample_rate)
     if x.ndim != 2 or not x.numel() or not x.is_floating_point():
         raise SepnbError(f"cannot write {path}: needs floating-point samples (c, t), at least one, not {x.dtype} of shape {tuple(x.shape)}")
     kind, subtype = _fitting(path, x.shape, sample_rate, subtype)
+    if subtype == "FLOAT": x = x.float()
     x = _within_full_scale(x, _refuse_nonfinite(x, f"cannot write {path}"), clip, path, subtype)
     with atomic_path(path, overwrite=overwrite) as part:
         try: _encode(part, x, sample_rate, kind, subtype)
@@ -308,11 +312,12 @@ def load_stem_mp4(path: str | Path, # a `.stem.mp4` file
                   *, start_s: float = 0.0, # where to begin, s, ≥ 0
                   duration_s: float | None = None, # how much, s, > 0; None: to the end
                  ) -> tuple[torch.Tensor, int]: # `(streams, c, t)`, float32, in the order of `STEM_MP4`; their rate, Hz
-    "Read all five streams of a stem file. Raises `SepnbError` as `load_audio` does, and if the streams are not five of one rate, length and width."
+    "Read all five streams of a stem file. Raises `SepnbError` as `load_audio` does, or if they differ in rate, channels or length."
     _refuse_bad_excerpt(path, start_s, duration_s); path = _checked(path); streams = []
     for k, name in enumerate(STEM_MP4):
         x, rate = _read_libav(path, k, start_s, duration_s)
         _refuse_nonfinite(torch.from_numpy(x), f"{path} ({name})"); streams.append((rate, x))
     if len({(rate, x.shape) for rate, x in streams}) > 1:
-        raise SepnbError(f"{path}: its streams differ in rate, channels or length ({', '.join(f'{r} Hz {x.shape}' for r, x in streams)}); convert it again")
+        what = ", ".join(f"{rate} Hz {x.shape}" for rate, x in streams)
+        raise SepnbError(f"{path}: its streams differ in rate, channels or length ({what}); convert it again")
     return torch.from_numpy(np.stack([x for _, x in streams])), rate

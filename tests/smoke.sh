@@ -2,6 +2,7 @@
 # The whole pipeline at smoke scale (toy music, seconds of training) in a temporary clone, which is left clean.
 set -euo pipefail
 root=$(git rev-parse --show-toplevel)
+export PATH="$root/.venv/bin:$PATH"
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 git clone -q "$root" "$copy/sepnb"

@@ -100,10 +100,19 @@ class BinAffine(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor: return x * self.scale + self.shift
 
 # %% ../../nbs/models/60_layers.ipynb #6875d0ba
-def _plain(config: dict) -> dict: # as JSON would give it back
+def _checked(config: dict) -> dict: # plain data, as JSON would give it back
+    stems, exponent = config["stems"], config["mask_exponent"]
+    if not (stems >= 1 and config["channels"] >= 1): raise SepnbError(f"{stems} stems of {config['channels']} channels: a model needs at least one of each")
+    if exponent is not None and (stems == 1 or not exponent > 0):
+        raise SepnbError("a mask_exponent must be above 0, and None for a single stem, whose ratio mask would be the mixture")
     try: return json.loads(json.dumps(config))
     except TypeError as e: raise SepnbError(f"a model's arguments must be plain data that fits into JSON: {e}") from None
 
+def _need(x: torch.Tensor, what: str, *shape) -> None: # letters stand for any length
+    if x.ndim != len(shape) or any(isinstance(w, int) and w != n for n, w in zip(x.shape, shape)):
+        raise SepnbError(f"{what} of shape {tuple(x.shape)} does not fit this model: need ({', '.join(map(str, shape))})")
+
+# %% ../../nbs/models/60_layers.ipynb #24ac4a4d
 class MaskModel(nn.Module):
     "Mixture `(b, c, t)` → estimates `(b, s, c, t)` by magnitudes; a subclass writes `network`, `(b, c, f, n)` → `(b, s, c, f, n)`."
     presets: dict[str, dict] = {} # name → constructor arguments
@@ -116,47 +125,38 @@ class MaskModel(nn.Module):
                  own: dict | None = None, # arguments of the subclass, kept in `config` too
                 ):
         super().__init__()
-        self.config = _plain(dict(stems=stems, channels=channels, sample_rate=sample_rate, n_fft=n_fft, hop_length=hop_length,
-                                  mask_exponent=mask_exponent, **(own or {})))
-        if not (stems >= 1 and channels >= 1): raise SepnbError(f"{stems} stems of {channels} channels: a model needs at least one of each")
-        if mask_exponent is not None and (stems == 1 or not mask_exponent > 0):
-            raise SepnbError("a mask_exponent must be above 0, and None for a single stem, whose ratio mask would be the mixture")
+        self.config = _checked(dict(stems=stems, channels=channels, sample_rate=sample_rate, n_fft=n_fft, hop_length=hop_length,
+                                    mask_exponent=mask_exponent, **(own or {})))
         self.stems, self.channels, self.sample_rate, self.mask_exponent = stems, channels, sample_rate, mask_exponent
         self.stft = STFT(n_fft, hop_length)
 
+    @classmethod
+    def preset(cls, name: str, # a key of `presets`
+               **changes, # other arguments, for example stems
+              ) -> "MaskModel":
+        "A model of a named size. Raises `SepnbError` for an unknown name."
+        if name not in cls.presets: raise SepnbError(f"{cls.__name__} has no preset '{name}'; known: {', '.join(cls.presets) or 'none'}")
+        return cls(**{**cls.presets[name], **changes})
+
     def network(self, mag: torch.Tensor) -> torch.Tensor: raise NotImplementedError("a mask model writes `network`")
 
-# %% ../../nbs/models/60_layers.ipynb #24ac4a4d
-def _magnitudes(self: MaskModel, mag: torch.Tensor, # `(b, c, f, n)`, ≥ 0, as `magnitude(self.stft(mix))` gives it
-               ) -> torch.Tensor: # `(b, s, c, f, n)`, ≥ 0
-    "Estimated magnitudes of the stems, in the precision of the model's weights. Raises `SepnbError` for another shape."
-    if mag.ndim != 4 or tuple(mag.shape[1:3]) != (self.channels, self.stft.bins):
-        raise SepnbError(f"magnitudes of shape {tuple(mag.shape)} do not fit: need (b, {self.channels}, {self.stft.bins}, n)")
-    weights = next(self.parameters(), mag)
-    return self.network(mag.to(weights.dtype))
+    def magnitudes(self, mag: torch.Tensor, # `(b, c, f, n)`, ≥ 0: `magnitude(model.stft(mix))`
+                  ) -> torch.Tensor: # `(b, s, c, f, n)`, ≥ 0, in the precision of the weights
+        "Estimated magnitudes of the stems. Raises `SepnbError` for another shape."
+        _need(mag, "a spectrogram", "b", self.channels, self.stft.bins, "n")
+        return self.network(mag.to(next(self.parameters(), mag).dtype))
 
-def _forward(self: MaskModel, mix: torch.Tensor, # `(b, c, t)`, t ≥ 1
-            ) -> torch.Tensor: # `(b, s, c, t)`
-    "Estimates as long as the mixture, with its phase. Raises `SepnbError` for another number of channels."
-    if mix.ndim != 3 or mix.shape[1] != self.channels: raise SepnbError(f"a mixture of shape {tuple(mix.shape)} does not fit: need (b, {self.channels}, t)")
-    spec = self.stft(mix); mag = magnitude(spec)
-    estimates = self.magnitudes(mag)
-    if self.mask_exponent is None: masked = apply_mask(estimates, spec / mag.clamp_min(_TINY))
-    else: masked = apply_mask(ratio_mask(estimates, exponent=self.mask_exponent), spec)
-    return self.stft.inverse(masked, mix.shape[-1])
-
-MaskModel.magnitudes, MaskModel.forward = _magnitudes, _forward
+    def forward(self, mix: torch.Tensor, # `(b, c, t)`, t ≥ 1
+               ) -> torch.Tensor: # `(b, s, c, t)`
+        "Estimates as long as the mixture, with its phase. Raises `SepnbError` for another number of channels."
+        _need(mix, "a mixture", "b", self.channels, "t")
+        spec = self.stft(mix); mag = magnitude(spec)
+        estimates = self.magnitudes(mag)
+        if self.mask_exponent is None: masked = apply_mask(estimates, spec / mag.clamp_min(_TINY))
+        else: masked = apply_mask(ratio_mask(estimates, exponent=self.mask_exponent), spec)
+        return self.stft.inverse(masked, mix.shape[-1])
 
 # %% ../../nbs/models/60_layers.ipynb #83dc510a
-def _preset(cls, name: str, # a key of `presets`
-            **changes, # other arguments, for example stems
-           ) -> MaskModel:
-    "A model of a named size. Raises `SepnbError` for an unknown name."
-    if name not in cls.presets: raise SepnbError(f"{cls.__name__} has no preset '{name}'; known: {', '.join(cls.presets) or 'none'}")
-    return cls(**{**cls.presets[name], **changes})
-
-MaskModel.preset = classmethod(_preset)
-
 def count_parameters(model: nn.Module, # any network
                     ) -> int: # trained numbers in it
     "Number of trainable parameters."
