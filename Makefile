@@ -28,7 +28,7 @@ smoke: setup
 # execute every chapter again, keep the outputs that teach, export the package
 chapters: setup
 	nbdev_export
-	for n in $$(find nbs -name '*.ipynb' -not -path '*/stages/*' -not -path '*/.*' | sort); do jupyter nbconvert --log-level=ERROR --execute --inplace $$n || exit 1; done
+	for n in $$(find nbs -name '*.ipynb' -not -path '*/stages/*' -not -path '*/.*' | sort); do jupyter nbconvert --log-level=ERROR --execute --inplace --ExecutePreprocessor.coalesce_streams=True $$n || exit 1; done
 	nbdev_clean
 
 setup: $(VENV)/.ok

@@ -62,7 +62,7 @@ _SNDFILE = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", "
 @contextmanager
 def _sndfile(path: Path) -> Iterator[soundfile.SoundFile]: # an open file; its errors become one line
     lost = _missing_bytes(path)
-    if lost: raise SepnbError(f"{path} is truncated: {lost} bytes that its header promises are missing; fetch it again, or save what is left with ffmpeg")
+    if lost: raise _truncated(path, f"{lost} bytes that its header promises are missing")
     try:
         with soundfile.SoundFile(os.fsencode(path)) as f:
             if not f.frames: raise SepnbError(f"{path} holds 0 samples; export it again")
@@ -70,6 +70,9 @@ def _sndfile(path: Path) -> Iterator[soundfile.SoundFile]: # an open file; its e
     except soundfile.LibsndfileError as e:
         why = "" if path.suffix.lower() == ".mp3" else f" ({e.error_string.strip('. ')})" # the MP3 decoder's reasons mislead
         raise SepnbError(f"{path} is damaged, or not audio of the kind that its name says{why}; try converting it with ffmpeg") from e
+
+def _truncated(path: Path, what: str) -> SepnbError:
+    return SepnbError(f"{path} is truncated: {what}; fetch it again, or save what is left with ffmpeg")
 
 def _too_late(path: Path, start_s: float) -> SepnbError:
     return SepnbError(f"{path} ends before {start_s:g} s; choose an earlier start")
@@ -81,7 +84,7 @@ def _read_sndfile(path: Path, start_s: float, duration_s: float | None) -> tuple
         if start >= f.frames: raise _too_late(path, start_s)
         f.seek(start); x = f.read(stop - start, dtype="float32", always_2d=True)
         if len(x) < stop - start:
-            raise SepnbError(f"{path} is truncated: {start + len(x)} of {f.frames} samples can be read; fetch it again, or save what is left with ffmpeg")
+            raise _truncated(path, f"{start + len(x)} of {f.frames} samples can be read")
         return x.T, f.samplerate
 
 # %% ../nbs/02_audio.ipynb #c23e983b
@@ -248,7 +251,7 @@ def _within_full_scale(x: torch.Tensor, peak: float, clip: str, path: Path, subt
         raise SepnbError(f"cannot write {path}: unknown clip '{clip}'; use error, rescale or clamp")
     if peak <= 1 or subtype == "FLOAT": return x
     if clip == "error":
-        raise SepnbError(f"cannot write {path}: peak {peak:.4g} is beyond full scale; use subtype='FLOAT' (.wav), clip='rescale' or 'clamp'")
+        raise SepnbError(f"cannot write {path}: peak {peak:.4g} is beyond full scale; use subtype='FLOAT' (.wav) or clip='rescale'")
     return (x / peak if clip == "rescale" else x).clamp(-1, 1)
 
 # %% ../nbs/02_audio.ipynb #5f3900f3

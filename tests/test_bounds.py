@@ -83,11 +83,13 @@ def test_the_wiener_like_mask_never_loses_against_the_mixture_on_independent_noi
     if level_db <= -20: assert energy_ratio_db(stacked("irm", sources), sources)[0] < floor[0] - 0.5 # the lesson's warning
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 10**6), samples=st.integers(1, 6000), channels=st.integers(1, 2), mixing=st.floats(-1, 1), level_db=st.floats(-60, 60))
+@given(seed=st.integers(0, 10**6), samples=st.integers(1, 6000), channels=st.integers(1, 2),
+       mixing=st.floats(-1, 1), level_db=st.floats(-60, 60))
 def test_two_stems_ibm_is_never_below_the_mixture(seed, samples, channels, mixing, level_db):
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(2, channels, samples, generator=g, dtype=torch.float64)
-    sources = torch.nn.functional.pad(torch.stack([a, (b + mixing * a) * 10 ** (level_db / 20)]), (1024, 1024)) # silence where the window sum is not constant
+    sources = torch.stack([a, (b + mixing * a) * 10 ** (level_db / 20)])
+    sources = torch.nn.functional.pad(sources, (1024, 1024)) # silence where the window sum is not constant
     out = stacked("ibm", sources, n_fft=1024, hop_length=256)
     assert ((out - sources).square().sum((1, 2)) <= (sources.sum(0) - sources).square().sum((1, 2)) * (1 + 1e-9)).all()
 
@@ -128,8 +130,9 @@ def test_segments_change_little_and_lose_nothing():
 # Anything goes in
 
 @settings(deadline=None, max_examples=25)
-@given(name=st.sampled_from(MASKS), seed=st.integers(0, 10**6), samples=st.integers(1, 5000), channels=st.integers(1, 3), stems=st.integers(1, 5),
-       log_scale=st.floats(-4, 2), double=st.booleans(), n_fft=st.sampled_from([64, 1000, 4096]), silent=st.booleans())
+@given(name=st.sampled_from(MASKS), seed=st.integers(0, 10**6), samples=st.integers(1, 5000), channels=st.integers(1, 3),
+       stems=st.integers(1, 5), log_scale=st.floats(-4, 2), double=st.booleans(),
+       n_fft=st.sampled_from([64, 1000, 4096]), silent=st.booleans())
 def test_estimates_sum_to_the_mixture(name, seed, samples, channels, stems, log_scale, double, n_fft, silent):
     dtype = torch.float64 if double else torch.float32
     sources = 10**log_scale * torch.randn(stems, channels, samples, generator=torch.Generator().manual_seed(seed), dtype=dtype)

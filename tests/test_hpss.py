@@ -32,7 +32,8 @@ def energy(x): return x.square().sum()
 # The filter
 
 @settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 10**6), bins=st.integers(1, 50), frames=st.integers(1, 50), size=odd, dim=st.sampled_from([-1, -2]), double=st.booleans(), levels=st.sampled_from([0, 2, 1000]))
+@given(seed=st.integers(0, 10**6), bins=st.integers(1, 50), frames=st.integers(1, 50), size=odd,
+       dim=st.sampled_from([-1, -2]), double=st.booleans(), levels=st.sampled_from([0, 2, 1000]))
 def test_median_bit_by_bit(seed, bins, frames, size, dim, double, levels):
     x = torch.rand(2, bins, frames, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if levels < 1000: x = (x * levels).round() # many ties, or all zero
@@ -40,7 +41,8 @@ def test_median_bit_by_bit(seed, bins, frames, size, dim, double, levels):
     before = x.clone()
     out = median_along(x, size, dim=dim)
     assert out.dtype == x.dtype and out.is_contiguous() and torch.equal(before, x)
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x.numpy(), [(size // 2 if d == dim % 3 else 0,) * 2 for d in range(3)], mode="symmetric"), size, axis=dim)
+    mirrored = np.pad(x.numpy(), [(size // 2 if d == dim % 3 else 0,) * 2 for d in range(3)], mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, size, axis=dim)
     assert np.array_equal(out.numpy(), np.median(windows, axis=-1))
     if size // 2 <= 2 * x.shape[dim]: # SciPy's image filter, and so librosa, mirrors wrongly beyond that
         assert np.array_equal(out.numpy(), median_filter(x.numpy(), size=(1, 1, size) if dim == -1 else (1, size, 1), mode="reflect"))
@@ -66,7 +68,8 @@ def test_median_needs_a_middle(size):
 @given(seed=st.integers(0, 10**6), bins=st.integers(1, 60), frames=st.integers(1, 60), time_frames=odd, freq_bins=odd,
        exponent=st.sampled_from([0.5, 1.0, 2.0, 4.0]), log_scale=st.floats(-4, 2), double=st.booleans(), silent=st.booleans())
 def test_masks_equal_librosa(seed, bins, frames, time_frames, freq_bins, exponent, log_scale, double, silent):
-    time_frames, freq_bins = min(time_frames, 4 * frames - 1), min(freq_bins, 4 * bins - 1) # beyond that, SciPy's image filter mirrors wrongly
+    # beyond these SciPy's image filter, and so librosa, mirrors wrongly
+    time_frames, freq_bins = min(time_frames, 4 * frames - 1), min(freq_bins, 4 * bins - 1)
     mag = torch.rand(1, bins, frames, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 4 * 10**log_scale
     if silent: mag[..., frames // 2:] = 0
     mag = mag if double else mag.float()
@@ -98,9 +101,9 @@ def test_a_tone_is_harmonic_and_a_click_is_percussive(amplitude, channels):
     clicks = amplitude * sum(click(k / 4 + 0.1, seconds=3.0) for k in range(12)).expand(channels, -1)
     stft = STFT(1024, 256)
     masks = hpss_masks(magnitude(stft(tones + clicks)))
-    tone_db, click_db = (power_to_db(energy(stft.inverse(masks[own] * stft(x), x.shape[-1])) / energy(stft.inverse(masks[1 - own] * stft(x), x.shape[-1])))
-                         for own, x in ((0, tones), (1, clicks)))
-    assert tone_db > 20 and click_db > 15
+    def through(mask, x): return energy(stft.inverse(mask * stft(x), x.shape[-1]))
+    assert power_to_db(through(masks[0], tones) / through(masks[1], tones)) > 20
+    assert power_to_db(through(masks[1], clicks) / through(masks[0], clicks)) > 15
 
 def test_drums_gain_most_on_toy_music():
     sources = toy_sources(torch.Generator().manual_seed(3), seconds=4.0, sample_rate=RATE)
@@ -111,7 +114,8 @@ def test_drums_gain_most_on_toy_music():
 # Stems
 
 @settings(deadline=None, max_examples=50)
-@given(stems=st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=6, unique=True), data=st.data(), components=st.integers(1, 4))
+@given(stems=st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=6, unique=True),
+       data=st.data(), components=st.integers(1, 4))
 def test_shares_lose_nothing(stems, data, components):
     names = [f"k{i}" for i in range(components)]
     assign = {s: data.draw(st.sampled_from(names)) for s in stems}
@@ -131,8 +135,9 @@ def test_one_stem_is_the_mixture():
     assert torch.allclose(stacked(song(3), ["all"])[0], song(3), atol=1e-5)
 
 @pytest.mark.parametrize("settings_, message", [
-    (dict(assign=dict(kazoo="harmonic")), "no stem 'kazoo'"), (dict(assign=dict(drums="loud")), "cannot have 'loud'"), (dict(assign="percussive"), "assign"),
-    (dict(time_frames=30), "odd"), (dict(freq_bins=0), "odd"), (dict(exponent=0.0), "exponent"), (dict(n_fft=512, hop_length=1024), "hop_length"), (dict(depth=3), "settings")])
+    (dict(assign=dict(kazoo="harmonic")), "no stem 'kazoo'"), (dict(assign=dict(drums="loud")), "cannot have 'loud'"),
+    (dict(assign="percussive"), "assign"), (dict(time_frames=30), "odd"), (dict(freq_bins=0), "odd"), (dict(exponent=0.0), "exponent"),
+    (dict(n_fft=512, hop_length=1024), "hop_length"), (dict(depth=3), "settings")])
 def test_settings_that_cannot_work_are_refused_when_built(settings_, message):
     with pytest.raises(SepnbError, match=message) as error: build("hpss", STEMS, **settings_)
     assert "\n" not in str(error.value)
@@ -143,7 +148,8 @@ def test_registered():
 # Anything goes in
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 10**6), samples=st.integers(1, 5000), channels=st.integers(1, 8), log_scale=st.floats(-4, 2), double=st.booleans(), n_fft=st.sampled_from([64, 1000, 4096]))
+@given(seed=st.integers(0, 10**6), samples=st.integers(1, 5000), channels=st.integers(1, 8), log_scale=st.floats(-4, 2),
+       double=st.booleans(), n_fft=st.sampled_from([64, 1000, 4096]))
 def test_stems_sum_to_the_mixture(seed, samples, channels, log_scale, double, n_fft):
     dtype = torch.float64 if double else torch.float32
     mix = 10**log_scale * torch.randn(channels, samples, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -26,7 +26,8 @@ def median_along(x: torch.Tensor, # any shape, float32 or float64, no NaN
                  *, dim: int, # axis to slide along
                 ) -> torch.Tensor: # same shape
     "Sliding median along one axis with mirrored edges (the edge value repeats). Raises `SepnbError` for an even or impossible size."
-    if size != int(size) or size < 1 or size % 2 == 0: raise SepnbError(f"a median of {size} values has no middle; use an odd number of at least 1")
+    if size != int(size) or size < 1 or size % 2 == 0:
+        raise SepnbError(f"a median of {size} values has no middle; use an odd number of at least 1")
     length, radius = x.shape[dim], int(size) // 2
     rows = x.index_select(dim, _mirror(length, radius).to(x.device)).movedim(dim, -1).contiguous()
     flat = median_filter(rows.detach().cpu().numpy().reshape(-1), size=int(size))
@@ -56,7 +57,8 @@ def component_shares(stems: Iterable[str], # names of what comes out
     if not isinstance(assign, Mapping): raise SepnbError(f"assign: need a table of stem: component, not {assign!r}")
     for stem, component in assign.items():
         if stem not in stems: raise SepnbError(f"assign: no stem '{stem}'; the stems are {', '.join(stems)}")
-        if component not in components: raise SepnbError(f"assign: stem '{stem}' cannot have '{component}'; choose from {', '.join(components)}")
+        if component not in components:
+            raise SepnbError(f"assign: stem '{stem}' cannot have '{component}'; choose from {', '.join(components)}")
     claims = torch.tensor([[float(assign.get(s) == k) for k in components] for s in stems])
     claims[:, claims.sum(0) == 0] = 1
     return claims / claims.sum(0)

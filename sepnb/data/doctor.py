@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from ..audio import audio_info
 from ..core import SepnbError, digest, order_stems, power_to_db
 from .tracks import BLOCK, MANIFEST, SPLITS, SUFFIXES, combine_digests, natural_key, read_manifest, song_folders
 
@@ -78,12 +79,11 @@ class Exam:
     meters: dict # stem → Meter
     broken: dict # stem → why it could not be read
     residual_peak: float | None = None # largest |mixture − sum of stems|; None: not comparable
-    residual_db: float | None = None # its power relative to the mixture, dB
+    residual_db: float | None = None # its power, relative to the mixture or to the sum, whichever is louder, dB
 
 def _open(path: Path) -> soundfile.SoundFile | str: # or why not
-    if not path.stat().st_size: return "is an empty file"
-    try: return soundfile.SoundFile(str(path))
-    except (soundfile.SoundFileError, OSError): return f"is not readable as {path.suffix[1:].upper()} audio"
+    try: audio_info(path); return soundfile.SoundFile(str(path))
+    except (SepnbError, soundfile.SoundFileError, OSError) as e: return str(e).replace(str(path), path.name)
 
 # %% ../../nbs/data/31_doctor.ipynb #d0102da6
 def examine(files: dict[str, Path], # stem, or "mixture" → file
@@ -94,28 +94,30 @@ def examine(files: dict[str, Path], # stem, or "mixture" → file
     exam.meters = {stem: Meter() for stem in exam.files}
     kinds = {(f.samplerate, f.channels, f.frames) for f in exam.files.values()}
     compare = len(kinds) == 1 and len(exam.files) == len(files) > 1 and "mixture" in files
-    energy = peak = 0.0
+    energy = reference = peak = 0.0
     while blocks := {s: b for s in exam.files if s not in exam.broken and len(b := _block(exam, s))}:
         if not compare or exam.broken: continue
-        residual = blocks["mixture"].astype(np.float64) - sum(b.astype(np.float64) for s, b in blocks.items() if s != "mixture")
-        energy += float((residual**2).sum()); peak = max(peak, float(abs(residual).max()))
+        total = sum(b.astype(np.float64) for s, b in blocks.items() if s != "mixture"); residual = blocks["mixture"] - total
+        energy += float((residual**2).sum()); reference += float((total**2).sum()); peak = max(peak, float(abs(residual).max()))
     for f in exam.files.values(): f.close()
     if compare and not exam.broken:
-        exam.residual_peak, exam.residual_db = peak, float(power_to_db(energy / max(exam.meters["mixture"].energy, 1e-30)))
+        loudest = max(reference, exam.meters["mixture"].energy, 1e-30)
+        exam.residual_peak, exam.residual_db = peak, float(power_to_db(energy / loudest))
     return exam
 
 def _block(exam: Exam, stem: str) -> np.ndarray: # the next one, empty at the end
     f, meter = exam.files[stem], exam.meters[stem]
     try: block = f.read(BLOCK, dtype="float32", always_2d=True)
     except soundfile.SoundFileError: block = np.zeros((0, f.channels), "float32")
-    if not len(block) and meter.samples < f.frames: exam.broken[stem] = f"breaks off after {meter.samples} of {f.frames} samples"
+    if not len(block) and meter.samples < f.frames:
+        exam.broken[stem] = f"{Path(f.name).name} breaks off after {meter.samples} of {f.frames} samples"
     return meter.add(block) if len(block) else block
 
 # %% ../../nbs/data/31_doctor.ipynb #9c466491
 SILENCE_DB, RESIDUAL_DB = -80.0, -40.0
 
 def _judge_files(exam: Exam) -> list[tuple[str, str]]: # severity, what
-    out = [("error", f"{stem} {why}") for stem, why in exam.broken.items()]
+    out = [("error", why) for why in exam.broken.values()]
     for what, unit, key in (("sample rates", " Hz", "samplerate"), ("channel counts", "", "channels"), ("lengths", " samples", "frames")):
         groups = defaultdict(list)
         for stem, f in exam.files.items(): groups[getattr(f, key)].append(stem)
@@ -197,9 +199,10 @@ def _same_audio(exams: dict[str, Exam]) -> list[Finding]:
 # %% ../../nbs/data/31_doctor.ipynb #602c4e4d
 def _mixed_formats(exams: dict[str, Exam]) -> list[Finding]:
     out = []
-    for what, get in (("sample rates", lambda f: f"{f.samplerate} Hz"), ("channel counts", lambda f: str(f.channels))):
-        votes = Counter(get(next(iter(e.files.values()))) for e in exams.values() if e.files)
-        told = ", ".join(f"{value} in {k}" for value, k in votes.most_common())
+    for what, unit, key in (("sample rates", " Hz", "samplerate"), ("channel counts", "", "channels")):
+        usual = lambda exam: Counter(getattr(f, key) for f in exam.files.values()).most_common(1)[0][0] # within a song
+        votes = Counter(usual(e) for e in exams.values() if e.files)
+        told = ", ".join(f"{value}{unit} in {k}" for value, k in votes.most_common())
         if len(votes) > 1: out.append(Finding("", "warning", f"{what} differ between songs: {told}"))
     return out
 
@@ -211,7 +214,8 @@ def _against_manifest(root: Path, exams: dict[str, Exam]) -> list[Finding]:
     for song, e in exams.items():
         digests = {s: m.hash.hexdigest() for s, m in e.meters.items() if s != "mixture"}
         if song not in rows: out.append(Finding(song, "warning", "is not in the manifest"))
-        elif combine_digests(digests) != rows[song]["sha256"]: out.append(Finding(song, "error", "its stems have changed since the manifest was written"))
+        elif combine_digests(digests) != rows[song]["sha256"]:
+            out.append(Finding(song, "error", "its stems have changed since the manifest was written"))
     return out
 
 # %% ../../nbs/data/31_doctor.ipynb #912cb94d

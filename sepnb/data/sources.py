@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from tqdm import tqdm
 
-from ..audio import load_audio, load_stem_mp4, match_channels, resample
+from ..audio import STEM_MP4, load_audio, load_stem_mp4, match_channels, resample
 from ..core import STEMS, SepnbError, derive_seed, order_stems, write_text
 from .tracks import (MANIFEST, SPLITS, Row, find_tracks, load_track, manifest_row, natural_key, new_folder, open_track,
                                read_manifest, song_files, song_folders, write_manifest, write_track)
@@ -101,9 +101,8 @@ def musdb_hq(*, root: str | Path, # that holds train/ and test/
 
 # %% ../../nbs/data/32_sources.ipynb #b36696ac
 def _read_mp4(path: Path, *, start_s: float = 0.0, duration_s: float | None = None) -> tuple[Sources, int]:
-    sources, rate = load_stem_mp4(path)
-    first = round(start_s * rate); last = None if duration_s is None else first + round(duration_s * rate)
-    return {stem: x[:, first:last] for stem, x in sources.items() if stem != "mixture"}, rate
+    streams, rate = load_stem_mp4(path, start_s=start_s, duration_s=duration_s)
+    return {stem: x for stem, x in zip(STEM_MP4, streams) if stem != "mixture"}, rate
 
 def stem_mp4(*, root: str | Path, # that holds train/ and test/, or the files themselves
             ) -> list[Song]: # songs outside train and test have no split
@@ -171,7 +170,8 @@ def content_digest(folder: str | Path, # any
                    *, pattern: str = "*.ogg", # which files count
                   ) -> str: # 64 hexadecimal digits
     "SHA-256 over names and contents of files, in all subfolders."
-    files = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).rglob(pattern) if p.is_file()}
+    found = [p for p in Path(folder).rglob(pattern) if p.is_file()]
+    files = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
     return hashlib.sha256("".join(f"{files[name]} {name}\n" for name in sorted(files)).encode()).hexdigest()
 
 # %% ../../nbs/data/32_sources.ipynb #96d9c5cd
@@ -207,7 +207,7 @@ def fetch_deb(package: str, # name
     with new_folder(folder) as part:
         deb = found[-1] if local else _apt(part / "apt", package, version)
         got = hashlib.sha256(deb.read_bytes()).hexdigest()
-        wrong = SepnbError(f"{deb.name} is not the expected package: SHA-256 {got[:16]}…, not {sha256[:16]}…; get it from another mirror")
+        wrong = SepnbError(f"{deb.name} is not the expected package: SHA-256 {got[:16]}…, not {sha256[:16]}…; try another mirror")
         if got != sha256 and not content_sha256: raise wrong
         unpack_deb(deb, part / "files")
         if got != sha256 and content_digest(part / "files") != content_sha256: raise wrong
@@ -292,14 +292,14 @@ def _assign(songs: list[Song], splits: dict[str, str] | None) -> list[Song]: # s
 def _recipe(song: Song, settings: dict) -> str: # what the manifest says of a song's making
     start_s, seconds = settings.get("excerpt_s") or (0, None)
     rate, channels = settings.get("sample_rate"), settings.get("channels")
-    steps = (f"{seconds:g} s from {start_s:g} s" if seconds else "", f"at {rate} Hz" if rate else "", f"as {channels} ch" if channels else "")
+    steps = (f"{seconds:g} s from {start_s:g} s" if seconds else "", f"at {rate} Hz" if rate else "", f"{channels} ch" if channels else "")
     return ", ".join(filter(None, (song.source, *steps)))
 
 def _make(song: Song, settings: dict, out: Path) -> Row:
     start_s, seconds = settings.get("excerpt_s") or (0, None)
     sources, rate = song.read(start_s=start_s, duration_s=seconds)
     wanted, channels = settings.get("sample_rate") or rate, settings.get("channels")
-    if not all(x.numel() for x in sources.values()): raise SepnbError(f"song '{song.name}' ends before {start_s:g} s; choose another excerpt_s")
+    if not all(map(torch.numel, sources.values())): raise SepnbError(f"song '{song.name}' ends before {start_s:g} s: see excerpt_s")
     if wanted != rate: sources = {stem: resample(x, rate, wanted) for stem, x in sources.items()}
     if channels: sources = {stem: match_channels(x, channels) for stem, x in sources.items()}
     track = write_track(out, song.split, song.name, sources, wanted, overwrite=True)

@@ -105,6 +105,7 @@ def new_folder(folder: str | Path, # to be made
         if folder.exists(): folder.rename(old)
         part.rename(folder)
     except OSError as e: raise SepnbError(f"cannot write {folder}: {e.strerror or e}") from e
+    except SepnbError as e: raise SepnbError(str(e).replace(str(part), str(folder))) from e # name what the user knows
     finally:
         if old.exists() and not folder.exists(): old.rename(folder) # the last rename failed: put the old one back
         for rest in (part, old): shutil.rmtree(rest, ignore_errors=True)
@@ -160,7 +161,7 @@ def find_tracks(root: str | Path, # of the set
         first = seen.setdefault(f.name.casefold(), s)
         if first != s: raise SepnbError(f"song '{f.name}' of {root} is in {first} and in {s}; keep one")
     tracks = [open_track(f, s) for s, f in found if split in (None, s)]
-    if not tracks: raise SepnbError(f"no songs in {root / (split or '')}; expected {split or 'train|valid|test'}/<song>/<stem>.wav or .flac there")
+    if not tracks: raise SepnbError(f"no songs in {root / (split or '')}; expected train|valid|test/<song>/<stem>.wav or .flac")
     return tracks
 
 # %% ../../nbs/data/30_tracks.ipynb #72a10351
@@ -231,7 +232,7 @@ def manifest_text(rows: Iterable[Row], # in any order
     out = io.StringIO(); table = csv.DictWriter(out, list(Row.__annotations__), lineterminator="\n"); table.writeheader()
     for r in sorted(rows, key=lambda r: (SPLITS.index(r["split"]), natural_key(r["song"]))):
         song = r["song"].casefold()
-        if song in seen: raise SepnbError(f"song '{r['song']}' is listed twice, in {seen[song]} and in {r['split']}; a song belongs to one split")
+        if song in seen: raise SepnbError(f"song '{r['song']}' is twice in the manifest, in {seen[song]} and {r['split']}; keep one")
         seen[song] = r["split"]
         table.writerow(r | dict(seconds=f"{r['seconds']:.6f}", stems=";".join(r["stems"]), gain_db=f"{r['gain_db']:.2f}"))
     return out.getvalue()

@@ -7,7 +7,7 @@ __all__ = ['model_class', 'model_name', 'build_model', 'save_checkpoint', 'read_
            'load_separator', 'open_system', 'trained_models']
 
 # %% ../../nbs/train/71_checkpoint.ipynb #bc8b1fe7
-import hashlib, importlib, inspect, json
+import hashlib, importlib, json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,9 +40,8 @@ def build_model(name: str, # "module.Class"
                ) -> nn.Module:
     "Make a model with fresh weights. Raises `SepnbError` for arguments that it does not take."
     cls = model_class(name)
-    try: inspect.signature(cls).bind(**config)
-    except TypeError as e: raise SepnbError(f"model '{name}' does not take this config: {e}") from None
-    return cls(**config)
+    try: return cls(**config)
+    except TypeError as e: raise SepnbError(f"model '{name}' does not take this config: {e}") from e
 
 # %% ../../nbs/train/71_checkpoint.ipynb #d3328022
 def save_checkpoint(folder: str | Path, # gets model.safetensors and model.json
