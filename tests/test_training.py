@@ -64,7 +64,7 @@ def test_augmentation_keeps_shape_and_leaves_its_input():
 
 def test_the_best_weights_are_kept_not_the_last():
     net, history = small(), None
-    history = fit(net, bank(), bank((7,)), recipe(epochs=6, lr=0.3), generator=torch.Generator().manual_seed(0))
+    history = fit(net, bank(), bank((7,)), recipe(epochs=12, lr=2.0, stop_patience=12), generator=torch.Generator().manual_seed(0))
     best = min(r["valid_loss"] for r in history)
     excerpts = fixed_excerpts(bank((7,)), count=2, samples=2000)
     assert valid_epoch(net, excerpts, recipe()) == best
