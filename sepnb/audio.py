@@ -10,8 +10,6 @@ import io, os, shutil, struct, subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,34 +80,29 @@ def _read_sndfile(path: Path, start_s: float, duration_s: float | None) -> tuple
         start = round(start_s * f.samplerate)
         stop = f.frames if duration_s is None else min(f.frames, start + round(duration_s * f.samplerate))
         if start >= f.frames: raise _too_late(path, start_s)
-        f.seek(start); x = f.read(stop - start, dtype="float32", always_2d=True)
-        if len(x) < stop - start:
-            raise _truncated(path, f"{start + len(x)} of {f.frames} samples can be read")
-        return x.T, f.samplerate
+        begin = 0 if f.format in ("MP3", "OGG") else f.seek(start)
+        x = f.read(stop - begin, dtype="float32", always_2d=True)
+        if len(x) < stop - begin: raise _truncated(path, f"{begin + len(x)} of {f.frames} samples can be read")
+        return x[start - begin:].T, f.samplerate
 
 # %% ../nbs/02_audio.ipynb #c23e983b
-_PREROLL = 8192 # samples decoded before an excerpt and dropped
-
-def _read_av(path: Path, stream: int, start_s: float, duration_s: float | None, jump: bool = True
-            ) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
+def _read_av(path: Path, stream: int, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
     import av
     with av.open(f"file:{path}") as file:
         if stream >= len(file.streams.audio): raise _no_stream(path, stream)
-        track = file.streams.audio[stream]; frames = file.decode(track); first = next(frames, None)
-        if first is None: raise SepnbError(f"{path} holds 0 samples; export it again")
-        rate, at = first.sample_rate, 0 # at: position of the first frame
-        start, stop = round(start_s * rate), None if duration_s is None else round(start_s * rate) + round(duration_s * rate)
-        if jump and start > 2 * _PREROLL and track.time_base == Fraction(1, rate):
-            file.seek(start - _PREROLL, stream=track); frames = file.decode(track); first = next(frames, None)
-            at = start + 1 if first is None or first.pts is None else first.pts - (track.start_time or 0)
-            if at > start: return _read_av(path, stream, start_s, duration_s, jump=False)
-        convert, blocks, end = av.AudioResampler(format="fltp"), [], at
-        for frame in chain([first], frames):
-            blocks += [b.to_ndarray() for b in convert.resample(frame)]; end += frame.samples
-            if stop is not None and end >= stop: break
-    x = np.concatenate(blocks, axis=1)[:, start - at:None if stop is None else stop - at]
-    if not x.shape[1]: raise _too_late(path, start_s)
-    return x, rate
+        convert, blocks, end, rate, stop = av.AudioResampler(format="fltp"), [], 0, 0, float("inf")
+        for frame in file.decode(file.streams.audio[stream]):
+            rate = frame.sample_rate; end += frame.samples
+            if duration_s is not None: stop = round(start_s * rate) + round(duration_s * rate)
+            blocks += [b.to_ndarray() for b in convert.resample(frame)]
+            if end >= stop: break
+    return _cut(path, np.concatenate(blocks, axis=1) if blocks else np.zeros((0, 0), np.float32), rate, start_s, duration_s), rate
+
+def _cut(path: Path, x: np.ndarray, rate: int, start_s: float, duration_s: float | None) -> np.ndarray: # the excerpt of (c, t)
+    if not x.size: raise SepnbError(f"{path} holds 0 samples; export it again")
+    x = x[:, round(start_s * rate):][:, :None if duration_s is None else round(duration_s * rate)]
+    if not x.size: raise _too_late(path, start_s)
+    return x
 
 def _no_stream(path: Path, stream: int) -> SepnbError:
     return SepnbError(f"{path} has no audio stream" + (f" number {stream + 1}" if stream else "") + "; check that it is a sound file")
@@ -121,10 +114,7 @@ def _read_ffmpeg(path: Path, stream: int, start_s: float, duration_s: float | No
     if b"matches no streams" in done.stderr: raise _no_stream(path, stream)
     if done.returncode or not done.stdout: raise _not_audio(path)
     x, rate = soundfile.read(io.BytesIO(done.stdout), dtype="float32", always_2d=True)
-    if not len(x): raise SepnbError(f"{path} holds 0 samples; export it again")
-    start = round(start_s * rate); x = x[start:][:None if duration_s is None else round(duration_s * rate)]
-    if not len(x): raise _too_late(path, start_s)
-    return x.T, rate
+    return _cut(path, x.T, rate, start_s, duration_s), rate
 
 def _not_audio(path: Path) -> SepnbError:
     return SepnbError(f"{path} is damaged, or not a sound file; fetch or export it again")
@@ -137,7 +127,8 @@ def _read_libav(path: Path, stream: int, start_s: float, duration_s: float | Non
         raise SepnbError(f"{path} cannot be read without PyAV or ffmpeg: pip install 'sepnb[mp4]', or install the ffmpeg program")
     if av is None: return _read_ffmpeg(path, stream, start_s, duration_s)
     try: return _read_av(path, stream, start_s, duration_s)
-    except av.FFmpegError as e: raise _not_audio(path) from e
+    except SepnbError: raise
+    except (av.FFmpegError, ValueError) as e: raise _not_audio(path) from e # ValueError: the number of channels changes on the way
 
 def _read(path: Path, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
     if path.suffix.lower() in _SNDFILE and _states_length(path): return _read_sndfile(path, start_s, duration_s)
@@ -145,14 +136,14 @@ def _read(path: Path, start_s: float, duration_s: float | None) -> tuple[np.ndar
 
 # %% ../nbs/02_audio.ipynb #98829dc2
 def _hz(rate) -> int: # a sample rate as an int
-    if rate != rate or rate != int(rate) or rate < 1: raise SepnbError(f"a sample rate is a whole number of Hz from 1 up, not {rate}")
+    if not 1 <= rate < float("inf") or rate != int(rate): raise SepnbError(f"a sample rate is a whole number of Hz from 1 up, not {rate}")
     return int(rate)
 
 def resample(x: torch.Tensor, # samples, `(..., t)`, floating point
              from_hz: int, # rate of `x`, Hz
              to_hz: int, # wanted rate, Hz
             ) -> torch.Tensor: # `(..., ceil(t * to_hz / from_hz))`, same dtype and device; `x` itself if the rates are equal
-    "Change the sample rate, band-limited (`soxr` HQ, no gradient). Raises `SepnbError` for an impossible rate or integer samples."
+    "Change the sample rate, band-limited (`soxr`, no gradient). Raises `SepnbError` for an impossible rate or integer samples."
     from_hz, to_hz = _hz(from_hz), _hz(to_hz)
     if not x.is_floating_point(): raise SepnbError(f"resample wants floating-point samples, not {x.dtype}; divide by full scale first")
     if from_hz == to_hz: return x
@@ -161,7 +152,8 @@ def resample(x: torch.Tensor, # samples, `(..., t)`, floating point
     rows = x.detach().cpu().reshape(-1, t)
     if rows.dtype not in (torch.float32, torch.float64): rows = rows.float()
     padded = np.pad(rows.numpy().T, ((0, 2 + 2 * from_hz // to_hz), (0, 0)))
-    y = soxr.resample(np.ascontiguousarray(padded), from_hz, to_hz, quality="HQ")[:length]
+    quality = "VHQ" if rows.dtype == torch.float64 else "HQ" # HQ computes in single precision
+    y = soxr.resample(np.ascontiguousarray(padded), from_hz, to_hz, quality=quality)[:length]
     return torch.from_numpy(np.ascontiguousarray(y.T)).reshape(*x.shape[:-1], length).to(x)
 
 # %% ../nbs/02_audio.ipynb #c2ce7271
@@ -284,7 +276,7 @@ def _encode(part: Path, x: torch.Tensor, rate: int, kind: str, subtype: str | No
                 for at in range(0, x.shape[1], _BLOCK):
                     f.write(_as_stored(x[:, at:at + _BLOCK], subtype))
                     if sink.error: break
-        except soundfile.LibsndfileError:
+        except (soundfile.LibsndfileError, AssertionError): # soundfile asserts that a block was written whole
             if not sink.error: raise
         sink.flush()
         if sink.error: raise sink.error

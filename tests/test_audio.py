@@ -97,7 +97,7 @@ def test_all_65536_values_survive_and_other_readers_agree(tmp_path):
     assert np.array_equal(scipy.io.wavfile.read(tmp_path / "a.wav")[1], pcm)
     x = uniform(3, 1001) * 3
     save_audio(tmp_path / "f.wav", x, 48000, subtype="FLOAT")
-    rate, y = scipy.io.wavfile.read(tmp_path / "f.wav")
+    with pytest.warns(scipy.io.wavfile.WavFileWarning, match="not understood"): rate, y = scipy.io.wavfile.read(tmp_path / "f.wav") # the PEAK chunk
     assert rate == 48000 and np.array_equal(y.T, x.numpy())
 
 
@@ -178,6 +178,20 @@ def test_an_excerpt_is_a_slice(tmp_path, start, length, name):
     whole, _ = load_audio(path)
     part, _ = load_audio(path, start_s=start / rate, duration_s=length / rate)
     assert part.shape == (2, min(length, 30000 - start)) and torch.equal(part, whole[:, start:start + length])
+
+
+@pytest.mark.parametrize("name,codec,options", [("a.mp3", "libmp3lame", dict(b="32k")), ("a.ogg", "vorbis", {}), ("a.opus", "libopus", {}), ("a.m4a", "aac", {})])
+def test_an_excerpt_is_a_slice_where_seeking_would_fail(tmp_path, name, codec, options):
+    song = toy_sources(torch.Generator().manual_seed(0), seconds=12, sample_rate=48000).sum(0) / 2
+    song[:, 200000:300000] *= 1e-3; song[:, 400000:450000] = 0 # bit rates that change
+    if codec == "vorbis": save_audio(tmp_path / name, song, 48000)
+    else:
+        try: write_with_av(tmp_path / name, song, 48000, codec, options=options)
+        except Exception as e: pytest.skip(f"this PyAV cannot write {name}: {e}")
+    whole, _ = load_audio(tmp_path / name)
+    for start in range(7777, 560000, 36000):
+        part, _ = load_audio(tmp_path / name, start_s=start / 48000, duration_s=1 / 24)
+        assert torch.equal(part, whole[:, start:start + 2000])
 
 
 def test_an_excerpt_costs_no_more_than_itself(tmp_path):
@@ -411,7 +425,7 @@ def test_tones_kept_in_place_and_killed(from_hz, to_hz, dtype, scale):
     for share, most_db in ((0.01, -100), (0.3, -100), (0.8, -60)): # analytic: the same sine, sampled at the new rate
         y = resample(at(from_hz, share * nyquist).to(dtype), from_hz, to_hz)
         assert y.dtype == dtype
-        error = (y.double() - at(to_hz, share * nyquist)[:len(y)])[middle].square().mean() / (scale**2 / 2)
+        error = (y.double()[:to_hz // 2] - at(to_hz, share * nyquist))[middle].square().mean() / (scale**2 / 2)
         assert 10 * torch.log10(error + 1e-30) < most_db
     for share in (1.02, 1.2, 1.9):
         if from_hz > to_hz and share * nyquist < from_hz / 2:

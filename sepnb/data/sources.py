@@ -233,7 +233,7 @@ PACKS = (
           "Metal madness": ("Metal madness", "valid"), "War of freedom": ("War of freedom", "test")}),
     Pack("fretsonfire-songs-muldjord", "2.dfsg-2.1", "b37adf8b08b46d4182c283e760e4f40622d83674e05803960ea1e11a92600c7b",
          "94a88988a6168904e06e7e1bda4afde97122f77b3d2455257ccdcb0cc44a8c99", "CC BY-SA 3.0, Muldjord", "Muldjord",
-         {"armygeddon": ("Armygeddon", "train"), "chaos_god": ("Chaos God", "test"),
+         {"armygeddon": ("Armygeddon", "test"), "chaos_god": ("Chaos God", "train"),
           "internal_degeneration": ("Internal Degeneration", "train"), "mutilated_mime": ("Mutilated Mime", "train")}))
 
 # %% ../../nbs/data/32_sources.ipynb #cc536207
@@ -314,7 +314,8 @@ def _is_made(row: Row | None, song: Song, settings: dict, out: Path) -> bool:
 
 # %% ../../nbs/data/32_sources.ipynb #aefb3d83
 def _tidy(out: Path, songs: list[Song], settings: dict) -> dict[str, Row]: # rows of songs that are made already
-    rows = {r["song"]: r for r in read_manifest(out)} if (out / MANIFEST).exists() else {}
+    try: rows = {r["song"]: r for r in read_manifest(out)}
+    except SepnbError: rows = {} # none yet, or damaged: all is made anew
     wanted = {(s.split, s.name) for s in songs}; made = {(r["split"], r["song"]) for r in rows.values()}
     there = {(split, p.name) for split in SPLITS for p in song_folders(out, split)}
     strange = sorted(there - wanted - made)

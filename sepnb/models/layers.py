@@ -85,8 +85,8 @@ class Standardise(nn.Module):
                        deviation: torch.Tensor, # `(≥ bins,)`, ≥ 0, not all zero
                       ) -> None:
         "From now on, what has this mean and deviation comes out with 0 and 1."
-        bins = len(self.shift)
-        if min(len(mean), len(deviation)) < bins: raise SepnbError(f"statistics of {min(len(mean), len(deviation))} bins do not fit {bins}; use the model's own STFT")
+        bins, given = len(self.shift), min(len(mean), len(deviation))
+        if given < bins: raise SepnbError(f"statistics of {given} bins do not fit {bins}; use the model's own STFT")
         floor = 1e-4 * deviation.max()
         if not floor > 0: raise SepnbError("statistics of silence or of a constant; give real music")
         self.shift.copy_(-mean[:bins]); self.scale.copy_(1 / deviation.clamp_min(floor)[:bins])
@@ -101,8 +101,8 @@ class BinAffine(nn.Module):
 
 # %% ../../nbs/models/60_layers.ipynb #6875d0ba
 def _checked(config: dict) -> dict: # plain data, as JSON would give it back
-    stems, exponent = config["stems"], config["mask_exponent"]
-    if not (stems >= 1 and config["channels"] >= 1): raise SepnbError(f"{stems} stems of {config['channels']} channels: a model needs at least one of each")
+    stems, channels, exponent = config["stems"], config["channels"], config["mask_exponent"]
+    if not (stems >= 1 and channels >= 1): raise SepnbError(f"{stems} stems of {channels} channels: a model needs at least one of each")
     if exponent is not None and (stems == 1 or not exponent > 0):
         raise SepnbError("a mask_exponent must be above 0, and None for a single stem, whose ratio mask would be the mixture")
     try: return json.loads(json.dumps(config))

@@ -8,7 +8,6 @@ __all__ = ['DeepMaskInference', 'joint_mask', 'FrameLayer', 'RecurrentLayer', 'J
 # %% ../../nbs/models/61_mask_rnn.ipynb #9290b815
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..core import SepnbError
 from .layers import MaskModel, bins_below, extend_bins, frames_first, relative_db, rms_level, stems_from_frames
@@ -16,7 +15,7 @@ from .layers import MaskModel, bins_below, extend_bins, frames_first, relative_d
 # %% ../../nbs/models/61_mask_rnn.ipynb #59faf31e
 class DeepMaskInference(MaskModel):
     "Batch norm, BLSTM, linear, sigmoid: one mask a stem, each for itself. Source 001, section Deep Mask Inference."
-    presets = dict(published=dict(n_fft=512, hop_length=256, hidden=50, layers=2), small=dict(n_fft=512, hop_length=256, hidden=16, layers=2))
+    presets = dict(published=dict(n_fft=512, hop_length=256, hidden=50), small=dict(n_fft=512, hop_length=256, hidden=16))
 
     def __init__(self, stems: int = 2, # outputs
                  channels: int = 2, # of the mixture
@@ -27,7 +26,8 @@ class DeepMaskInference(MaskModel):
                  n_fft: int = 512, hop_length: int = 256, # of the STFT, samples
                  **shared, # sample_rate, mask_exponent: see `MaskModel`
                 ):
-        super().__init__(stems, channels, n_fft=n_fft, hop_length=hop_length, own=dict(hidden=hidden, layers=layers, dropout=dropout, max_hz=max_hz), **shared)
+        own = dict(hidden=hidden, layers=layers, dropout=dropout, max_hz=max_hz)
+        super().__init__(stems, channels, n_fft=n_fft, hop_length=hop_length, own=own, **shared)
         self.bins = bins_below(max_hz, self.sample_rate, n_fft)
         width = channels * self.bins
         self.norm = nn.BatchNorm1d(width)
@@ -64,6 +64,7 @@ class FrameLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor: return self.activation(self.linear(x)) # (b, n, ·)
 
+# %% ../../nbs/models/61_mask_rnn.ipynb #0748ce03
 class RecurrentLayer(nn.Module):
     "The same with a memory of its own last output."
     def __init__(self, inputs: int, outputs: int, # widths
@@ -94,7 +95,8 @@ class JointMaskRNN(MaskModel):
         super().__init__(stems, channels, n_fft=n_fft, hop_length=hop_length, own=own, **shared)
         if stems == 1: raise SepnbError("the joint mask of a single stem is all ones; use at least 2 stems")
         if activation not in _ACTIVATIONS: raise SepnbError(f"unknown activation '{activation}'; choose from {', '.join(_ACTIVATIONS)}")
-        if not hidden or not set(recurrent) <= set(range(1, len(hidden) + 1)): raise SepnbError(f"layers {list(recurrent)} of {len(hidden)} cannot be recurrent; count from 1")
+        if not hidden or not set(recurrent) <= set(range(1, len(hidden) + 1)):
+            raise SepnbError(f"layers {list(recurrent)} of {len(hidden)} cannot be recurrent; count from 1")
         self.bins, self.compression = bins_below(max_hz, self.sample_rate, n_fft), compression
         widths = [channels * self.bins, *hidden]
         kinds = [RecurrentLayer if k in recurrent else FrameLayer for k in range(1, len(widths))]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..core import SepnbError
-from .layers import BinAffine, MaskModel, Standardise, bin_statistics, bins_below, frames_first, stems_from_frames
+from .layers import BinAffine, MaskModel, Standardise, bin_statistics, bins_below, frames_first
 from ..stft import magnitude
 
 # %% ../../nbs/models/62_openunmix.ipynb #73b98254
@@ -58,9 +58,10 @@ class OpenUnmix(MaskModel):
                  **shared, # sample_rate, n_fft, hop_length, mask_exponent: see `MaskModel`
                 ):
         super().__init__(stems, channels, own=dict(hidden=hidden, layers=layers, dropout=dropout, max_hz=max_hz), **shared)
-        if hidden < 2 or hidden % 2: raise SepnbError(f"hidden {hidden} cannot be halved for the two directions of a BLSTM; use an even number")
+        if hidden < 2 or hidden % 2: raise SepnbError(f"hidden {hidden} cannot be halved for two directions; use an even number")
         seen = bins_below(max_hz, self.sample_rate, self.stft.n_fft)
-        self.targets = nn.ModuleList(OpenUnmixTarget(self.stft.bins, seen, channels, hidden=hidden, layers=layers, dropout=dropout) for _ in range(stems))
+        sizes = dict(hidden=hidden, layers=layers, dropout=dropout)
+        self.targets = nn.ModuleList(OpenUnmixTarget(self.stft.bins, seen, channels, **sizes) for _ in range(stems))
 
     def network(self, mag: torch.Tensor) -> torch.Tensor: return torch.stack([target(mag) for target in self.targets], 1)
 
@@ -78,6 +79,7 @@ class OpenUnmix(MaskModel):
 _RENAMED = dict(input_mean="input.shift", input_scale="input.scale", output_mean="output.shift", output_scale="output.scale")
 _KEPT = ("fc1.", "bn1.", "lstm.", "fc2.", "bn2.", "fc3.", "bn3.")
 
+# %% ../../nbs/models/62_openunmix.ipynb #074401ca
 def from_reference_state(state: Mapping[str, torch.Tensor], # state dict of `openunmix.model.OpenUnmix`
                         ) -> dict[str, torch.Tensor]: # state dict of the `OpenUnmixTarget` of that size
     "Rename the weights of the package openunmix. Raises `SepnbError` if some are missing."

@@ -1,0 +1,367 @@
+"""Adapters: packages are verified and cannot write elsewhere, settings are checked, prepared sets are complete, resumable and the same every time."""
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from sepnb.audio import STEM_MP4, load_stem_mp4, save_audio
+from sepnb.core import SepnbError
+from sepnb.data import sources as chapter
+from sepnb.data.doctor import doctor
+from sepnb.data.sources import (MUSDB_VALID, PACKS, ar_members, collect, content_digest, fetch_deb, licences_text, pack_songs, prepare, toy, unpack_deb)
+from sepnb.data.tracks import find_tracks, load_track, read_manifest, write_manifest, write_track
+
+TOY = {"kind": "toy", "songs": 4, "seconds": 0.5, "sample_rate": 8000, "stems": ["guitar", "backing"]}
+
+
+def run(settings, out, **kw): return prepare(settings, out, progress=False, **kw)
+def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+def noise(*shape, seed=0): return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) / 4
+
+
+# ---------------------------------------------------------------- packages
+
+def make_deb(path, members, *, mode="w:xz", name="data.tar.xz"): # members: name → bytes, or a TarInfo
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode=mode) as t:
+        for m in members.items() if isinstance(members, dict) else members:
+            if isinstance(m, tarfile.TarInfo): t.addfile(m); continue
+            info = tarfile.TarInfo(m[0]); info.size = len(m[1]); t.addfile(info, io.BytesIO(m[1]))
+    return pack_ar(path, {"debian-binary": b"2.0\n", "control.tar": b"odd", name: tar.getvalue()})
+
+
+def pack_ar(path, members):
+    one = lambda name, data: f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+    Path(path).write_bytes(b"!<arch>\n" + b"".join(one(n, d) for n, d in members.items())); return Path(path)
+
+
+def link(name, target, kind=tarfile.SYMTYPE): info = tarfile.TarInfo(name); info.type, info.linkname = kind, target; return info
+
+
+@pytest.mark.parametrize("mode, name", [("w:xz", "data.tar.xz"), ("w:gz", "data.tar.gz"), ("w:bz2", "data.tar.bz2"), ("w", "data.tar")])
+def test_unpack(tmp_path, mode, name):
+    members = {"./usr/share/a b.ogg": b"one", "usr/ü/c": b"", "usr/d": os.urandom(100_000)}
+    unpack_deb(make_deb(tmp_path / "x.deb", members, mode=mode, name=name), tmp_path / "out")
+    assert files(tmp_path / "out") == {k.removeprefix("./"): v for k, v in members.items()}
+
+
+@pytest.mark.skipif(not shutil.which("ar"), reason="binutils' ar is not here")
+def test_members_like_ar(tmp_path):
+    deb = make_deb(tmp_path / "x.deb", {"a": b"abc"})
+    assert [n for n, _ in ar_members(deb)] == subprocess.run(["ar", "t", deb], capture_output=True, text=True, check=True).stdout.split()
+    subprocess.run(["ar", "x", deb], cwd=tmp_path, check=True)
+    assert all((tmp_path / n).read_bytes() == data for n, data in ar_members(deb))
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not here")
+@pytest.mark.parametrize("packer", ["xz", "zstd", "gzip"])
+def test_real_packages(tmp_path, packer):
+    "Packages built by Debian's own tool; zstd is what Ubuntu uses."
+    tree = tmp_path / "tree"; (tree / "DEBIAN").mkdir(parents=True); (tree / "usr").mkdir()
+    (tree / "DEBIAN/control").write_text("Package: x\nVersion: 1\nArchitecture: all\nMaintainer: Me <me@example.org>\nDescription: x\n")
+    (tree / "usr/tune.ogg").write_bytes(b"la" * 999); (tree / "usr/link").symlink_to("/etc")
+    built = subprocess.run(["dpkg-deb", f"-Z{packer}", "--root-owner-group", "-b", tree, tmp_path / "x.deb"], capture_output=True)
+    if built.returncode: pytest.skip(f"this dpkg-deb does not pack with {packer}")
+    unpack_deb(tmp_path / "x.deb", tmp_path / "out")
+    assert files(tmp_path / "out") == {"usr/tune.ogg": b"la" * 999}
+
+
+HOSTILE = {
+    "up": {"../evil": b"x"}, "up later": {"ok": b"", "a/../../evil": b"x"}, "absolute": {"/tmp/evil": b"x"}, "dots": {"..": b"x"},
+    "backslash": {"..\\evil": b"x"}, "twice": [("a", b"1"), ("a", b"2")], "file as folder": [("a", b"1"), ("a/b", b"2")]}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_packages_are_refused(tmp_path, case):
+    box = tmp_path / "deep/er/out"
+    with pytest.raises(SepnbError) as e: unpack_deb(make_deb(tmp_path / "x.deb", HOSTILE[case]), box)
+    assert "\n" not in str(e.value)
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} <= {tmp_path / "x.deb", box / "ok", box / "a"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_never_made(tmp_path, kind):
+    (tmp_path / "outside").mkdir(); (tmp_path / "outside/secret").write_text("s")
+    deb = make_deb(tmp_path / "x.deb", [link("door", str(tmp_path / "outside"), kind), link("file", str(tmp_path / "outside/secret"), kind), ("door/evil", b"x"), ("file", b"x")])
+    unpack_deb(deb, tmp_path / "out")
+    assert files(tmp_path / "out") == {"door/evil": b"x", "file": b"x"} and files(tmp_path / "outside") == {"secret": b"s"}
+
+
+def test_bombs_are_refused(tmp_path):
+    deb = make_deb(tmp_path / "x.deb", {"zeros": bytes(3_000_000), "more": bytes(3_000_000)})
+    assert deb.stat().st_size < 5000
+    with pytest.raises(SepnbError, match="more than 4000000 bytes"): unpack_deb(deb, tmp_path / "out", limit_bytes=4_000_000)
+    assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*")) <= 4_000_000
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 900), flip=st.integers(0, 899), cut_it=st.booleans())
+def test_damaged_packages_give_one_line(tmp_path, cut, flip, cut_it):
+    data = bytearray(make_deb(tmp_path / "x.deb", {"a": bytes(range(256)) * 2}).read_bytes())
+    if cut_it: data = data[:min(cut, len(data) - 1)]
+    else: data[flip % len(data)] ^= 0xFF
+    (tmp_path / "y.deb").write_bytes(data); shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    try: unpack_deb(tmp_path / "y.deb", tmp_path / "out")
+    except SepnbError as e: assert "\n" not in str(e)
+    for p in (tmp_path / "out").rglob("*"): assert p.resolve().is_relative_to((tmp_path / "out").resolve())
+
+
+def fetch(tmp_path, **kw): return fetch_deb("tiny", **dict(version="1", sha256="0" * 64, cache_dir=tmp_path / "cache") | kw)
+
+
+def test_fetch_verifies(tmp_path):
+    deb = make_deb(tmp_path / "tiny_1_all.deb", {"usr/a.ogg": b"la", "usr/b.txt": b"notes"}); sha = hashlib.sha256(deb.read_bytes()).hexdigest()
+    with pytest.raises(SepnbError, match="not the expected package"): fetch(tmp_path, local=deb)
+    with pytest.raises(SepnbError, match="not the expected package"): fetch(tmp_path, local=deb, content_sha256="1" * 64)
+    assert not list((tmp_path / "cache").iterdir())
+    folder = fetch(tmp_path, local=deb, sha256=sha); assert files(folder) == {"files/usr/a.ogg": b"la", "files/usr/b.txt": b"notes"}
+    content = content_digest(folder / "files"); shutil.rmtree(folder)
+    repacked = make_deb(tmp_path / "tiny_1ubuntu1_all.deb", {"usr/a.ogg": b"la", "usr/b.txt": b"other notes"}, mode="w:gz", name="data.tar.gz"); deb.unlink()
+    assert fetch(tmp_path, local=tmp_path, content_sha256=content).is_dir() # same recordings, packed anew, found in a folder
+    repacked.unlink(); assert fetch(tmp_path).is_dir() # kept: nothing is asked for again
+    for local in (tmp_path, tmp_path / "no.deb", tmp_path / "nowhere"):
+        with pytest.raises(SepnbError, match="correct 'local'"): fetch(tmp_path, version="2", local=local)
+
+
+def fake_apt(tmp_path, monkeypatch, script): # an apt-get of our own
+    (tmp_path / "bin").mkdir(exist_ok=True); program = tmp_path / "bin/apt-get"
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {tmp_path}/calls\n{script}\n"); program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin{os.pathsep}{os.environ['PATH']}")
+
+
+def test_apt_is_asked_in_order(tmp_path, monkeypatch, capfd):
+    deb = make_deb(tmp_path / "tiny.deb", {"a.ogg": b"la"}); sha = hashlib.sha256(deb.read_bytes()).hexdigest()
+    fake_apt(tmp_path, monkeypatch, f'echo "W: noise" >&2\ncase "$*" in *"lists="*"download tiny=1") cp {deb} tiny_1_all.deb;; *) exit 100;; esac')
+    assert files(fetch(tmp_path, sha256=sha)) == {"files/a.ogg": b"la"} # exact, then own lists, then exact again
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [c.split()[-2:] for c in calls] == [["download", "tiny=1"], calls[1].split()[-2:], ["download", "tiny=1"]] and calls[1].endswith("update")
+    assert capfd.readouterr() == ("", "") # its chatter stays inside
+
+
+@pytest.mark.parametrize("said, told", [("E: Unable to locate package tiny", "Unable to locate"), ("Err:1 x\\n  Could not resolve 'host'\\nE: other", "Could not resolve"), ("", "no reason")])
+def test_apt_fails(tmp_path, monkeypatch, said, told):
+    fake_apt(tmp_path, monkeypatch, f"printf \"{said}\\n\" >&2; exit 100")
+    with pytest.raises(SepnbError, match=f"cannot fetch tiny .{told}.*'local'") as e: fetch(tmp_path)
+    assert "\n" not in str(e.value) and not list((tmp_path / "cache").iterdir())
+
+
+def test_no_apt(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SepnbError, match="there is no apt-get here; get tiny_1_all.deb .*'local'"): fetch(tmp_path)
+
+
+def test_packs_are_complete():
+    for pack in PACKS: assert len(pack.sha256) == len(pack.content_sha256) == 64 and pack.licence and len(pack.songs) == 4
+    splits = [(p.artist, split) for p in PACKS for _, split in p.songs.values()]
+    assert [sum(s == split for _, s in splits) for split in ("train", "valid", "test")] == [5, 1, 2]
+    assert {a for a, s in splits if s == "test"} == {a for a, s in splits if s == "train"} == {"Sectoid", "Muldjord"}
+
+
+def test_two_stem_songs(tmp_path, monkeypatch):
+    "The whole way with packages of our own: fetched, unpacked, converted, credited."
+    packs = []
+    for pack in PACKS:
+        members = {f"./usr/share/doc/{pack.package}/copyright": f"Terms of {pack.artist}".encode()}
+        for i, name in enumerate(pack.songs):
+            for j, file in enumerate(("guitar", "song")):
+                save_audio(tmp_path / "x.ogg", 3 * noise(2, 8000, seed=10 * i + j + len(pack.artist)), 8000, overwrite=True)
+                members[f"./usr/share/games/{pack.artist}/{name}/{file}.ogg"] = (tmp_path / "x.ogg").read_bytes()
+        deb = make_deb(tmp_path / f"{pack.package}_{pack.version}_all.deb", members)
+        packs.append(chapter.replace(pack, sha256=hashlib.sha256(deb.read_bytes()).hexdigest()))
+    monkeypatch.setattr(chapter, "PACKS", tuple(packs))
+    rows = run({"kind": "fretsonfire", "local": str(tmp_path)}, tmp_path / "data/tracks")
+    assert doctor(tmp_path / "data/tracks") == [] and (tmp_path / "data/cache").is_dir() and len(rows) == 8
+    assert all(r["stems"] == ("backing", "guitar") and r["gain_db"] < 0 for r in rows)
+    text = (tmp_path / "data/tracks/LICENCES.txt").read_text()
+    assert all(f"Terms of {p.artist}" in text and p.licence in text for p in PACKS) and "  Muldjord - Chaos God\n" in text
+    shutil.rmtree(next((tmp_path / "data/cache").glob("*muldjord*/files/usr/share/games")))
+    with pytest.raises(SepnbError, match="lacks the song"): run({"kind": "fretsonfire"}, tmp_path / "data/more")
+
+
+# ---------------------------------------------------------------- adapters
+
+def test_validation_list_is_that_of_musdb():
+    yaml = pytest.importorskip("yaml"); import importlib.util
+    spec = importlib.util.find_spec("musdb")
+    if spec is None: pytest.skip("the musdb package is not here")
+    config = yaml.safe_load((Path(spec.origin).parent / "configs/mus.yaml").read_text(encoding="utf-8"))
+    assert MUSDB_VALID == set(config["validation_tracks"]) and len(config["validation_tracks"]) == 14
+
+
+def hq(root, songs, stems=("bass", "drums", "other", "vocals")):
+    for part, name in songs:
+        for i, stem in enumerate(stems): (root / part / name).mkdir(parents=True, exist_ok=True); soundfile.write(root / part / name / f"{stem}.wav", noise(800, 2, seed=i + 100 * len(name)).numpy(), 44100)
+        soundfile.write(root / part / name / "mixture.wav", noise(800, 2, seed=99).numpy(), 44100) # not the sum, and not used
+
+
+def test_musdb_hq(tmp_path):
+    hq(tmp_path / "hq", [("train", "A - One"), ("train", "Triviul - Angelsaint"), ("test", "Leaf - Summerghost")])
+    run({"kind": "musdb_hq", "root": str(tmp_path / "hq")}, tmp_path / "out")
+    assert {(t.split, t.name) for t in find_tracks(tmp_path / "out")} == {("train", "A - One"), ("valid", "Triviul - Angelsaint"), ("test", "Leaf - Summerghost")}
+    assert doctor(tmp_path / "out") == [] and find_tracks(tmp_path / "out")[0].stems == ("drums", "bass", "other", "vocals")
+    truth = soundfile.read(tmp_path / "hq/train/A - One/bass.wav", dtype="float32")[0].T
+    scale = 10 ** (read_manifest(tmp_path / "out")[0]["gain_db"] / 20)
+    assert abs(load_track(find_tracks(tmp_path / "out")[0])[1].numpy() - scale * truth).max() <= 2**-16 + 1e-7
+    (tmp_path / "hq/train/Hollow").mkdir()
+    with pytest.raises(SepnbError, match="Hollow holds no stems"): run({"kind": "musdb_hq", "root": tmp_path / "hq"}, tmp_path / "out2")
+
+
+@pytest.mark.parametrize("kind", ["musdb_hq", "stem_mp4", "tracks"])
+def test_nothing_there(tmp_path, kind):
+    with pytest.raises(SepnbError, match="no folder"): run({"kind": kind, "root": str(tmp_path / "nowhere")}, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SepnbError, match="no (songs|.stem.mp4)"): run({"kind": kind, "root": str(tmp_path / "empty")}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_stem_mp4(tmp_path):
+    "The six seconds of real music that the stempeg package carries; read from there, never copied."
+    import importlib.util
+    spec = importlib.util.find_spec("stempeg"); found = sorted(Path(spec.origin).parent.rglob("*.stem.mp4")) if spec else []
+    if not found: pytest.skip("the stempeg package, which carries a .stem.mp4, is not here")
+    (tmp_path / "musdb/test").mkdir(parents=True); (tmp_path / "musdb/test" / found[0].name).symlink_to(found[0])
+    rows = run({"kind": "stem_mp4", "root": str(tmp_path / "musdb"), "excerpt_s": [1, 2]}, tmp_path / "out")
+    track, = find_tracks(tmp_path / "out")
+    assert (track.split, track.name, track.stems, track.sample_rate, track.samples) == ("test", found[0].name.removesuffix(".stem.mp4"), STEM_MP4[1:], 44100, 88200)
+    assert not [f for f in doctor(tmp_path / "out") if f.severity == "error"] # in particular: the mixture is the sum
+    streams, _ = load_stem_mp4(found[0], start_s=1, duration_s=2)
+    assert (load_track(track) - streams[1:] * 10 ** (rows[0]["gain_db"] / 20)).abs().max() <= 2**-16 + 1e-6
+
+
+def test_tracks_again(tmp_path):
+    first = run(TOY, tmp_path / "a", seed=1)
+    second = run({"kind": "tracks", "root": str(tmp_path / "a")}, tmp_path / "b")
+    assert [r["sha256"] for r in first] == [r["sha256"] for r in second] and [r["licence"] for r in second] == ["CC0"] * 4
+    third = run({"kind": "tracks", "root": str(tmp_path / "a"), "sample_rate": 4000, "channels": 1}, tmp_path / "c")
+    assert {(r["rate"], r["channels"], r["seconds"]) for r in third} == {(4000, 1, 0.5)} and third[0]["source"].endswith("at 4000 Hz, 1 ch")
+    assert doctor(tmp_path / "b") == doctor(tmp_path / "c") == []
+    write_track(tmp_path / "plain", "test", "song", dict(a=noise(1, 9), b=noise(1, 9, seed=1)), 8000)
+    assert run({"kind": "tracks", "root": str(tmp_path / "plain")}, tmp_path / "d")[0]["licence"] == "unknown"
+
+
+def test_rates_that_differ(tmp_path):
+    hq(tmp_path / "hq", [("test", "A - One")]); soundfile.write(tmp_path / "hq/test/A - One/bass.wav", noise(800, 2).numpy(), 22050)
+    with pytest.raises(SepnbError, match="different rates"): run({"kind": "musdb_hq", "root": str(tmp_path / "hq")}, tmp_path / "out")
+
+
+def test_toy_songs():
+    songs = toy(songs=10, seconds=0.25, seed=3); read = [s.read()[0] for s in songs]
+    assert [s.split for s in songs].count("test") == 2 and [s.split for s in songs].count("valid") == 1
+    assert len({x["vocals"].numpy().tobytes() for x in read}) == 10 # every song is another
+    assert torch.equal(read[0]["bass"], toy(songs=10, seconds=0.25, seed=3)[0].read()[0]["bass"])
+    assert not torch.equal(read[0]["bass"], toy(songs=10, seconds=0.25, seed=4)[0].read()[0]["bass"])
+    two = toy(songs=10, seconds=0.25, seed=3, stems=["backing", "guitar"])[0].read()[0]
+    assert torch.allclose(sum(two.values()), sum(read[0].values()), atol=1e-6)
+
+
+# ---------------------------------------------------------------- settings
+
+@pytest.mark.parametrize("wrong, told", [
+    ({}, "unknown kind"), ({"kind": "nope"}, "choose from toy, fretsonfire"), ({"kind": "toy", "sogns": 3}, "does not know 'sogns'"),
+    ({"kind": "toy", "seed": 3}, "does not know 'seed'"), ({"kind": "toy", "root": "x"}, "does not know 'root'"), ({"kind": "tracks"}, "needs 'root'"),
+    ({"kind": "toy", "songs": 2}, "3 or more"), ({"kind": "toy", "stems": ["kazoo"]}, "no toy stem"), ({"kind": "toy", "splits": {"X": "test"}}, "'X', which is not there"),
+    ({"kind": "toy", "splits": {"Toy 1": "dev"}}, "has the split dev"), ({"kind": "toy", "splits": {}}, "has no songs"),
+    ({"kind": "toy", "excerpt_s": [99, 1]}, "ends before 99 s")])
+def test_wrong_settings(tmp_path, wrong, told):
+    with pytest.raises(SepnbError, match=told) as e: run(wrong, tmp_path / "out")
+    assert "\n" not in str(e.value) and not files(tmp_path)
+
+
+def test_songs_of_one_name(tmp_path):
+    (tmp_path / "train").mkdir()
+    for p in ("train/A.stem.mp4", "A.stem.mp4"): (tmp_path / p).touch()
+    with pytest.raises(SepnbError, match="A"): collect({"kind": "stem_mp4", "root": tmp_path, "splits": {"A": "test"}})
+
+
+# ---------------------------------------------------------------- prepare
+
+def test_same_bytes_twice(tmp_path):
+    assert run(TOY, tmp_path / "a", seed=1) == run(TOY, tmp_path / "b", seed=1) == read_manifest(tmp_path / "a")
+    assert files(tmp_path / "a") == files(tmp_path / "b") and len(files(tmp_path / "a")) == 4 * 3 + 2
+    run(TOY, tmp_path / "c", seed=2); assert files(tmp_path / "c")["manifest.csv"] != files(tmp_path / "a")["manifest.csv"]
+
+
+def test_a_finished_set_is_left_alone(tmp_path):
+    run(TOY, tmp_path); stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.flac")}
+    run(TOY, tmp_path); assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.flac")}
+
+
+@pytest.mark.parametrize("damage", [lambda r: None, lambda r: shutil.rmtree(r / "train/Toy 2"), lambda r: (r / "train/Toy 2/guitar.flac").unlink(),
+                                    lambda r: (r / "train/Toy 2/backing.flac").write_bytes(b"la"), lambda r: write_manifest(r, read_manifest(r)[2:]),
+                                    lambda r: (r / "manifest.csv").unlink(), lambda r: (r / "LICENCES.txt").unlink(),
+                                    lambda r: (r / "manifest.csv").write_text("what?"), lambda r: (r / "test/.Toy 4.5.part").mkdir()])
+def test_a_broken_set_is_mended(tmp_path, damage):
+    run(TOY, tmp_path); before = files(tmp_path)
+    damage(tmp_path); run(TOY, tmp_path)
+    assert files(tmp_path) == before and not list(tmp_path.rglob("*.part"))
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    "SIGKILL at some moment; what is there is whole, and a second run completes it to the very bytes of an undisturbed one."
+    settings = dict(TOY, songs=12, seconds=4.0); run(settings, tmp_path / "calm", seed=5)
+    code = f"from sepnb.data.sources import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while process.poll() is None and len(list((tmp_path / "hit").glob("train/Toy*"))) < 3: time.sleep(0.005)
+    process.send_signal(signal.SIGKILL); process.wait()
+    done = {t.name: t.path("mixture").stat().st_mtime_ns for t in find_tracks(tmp_path / "hit")}
+    assert all(set(p.name for p in t.folder.iterdir()) == {"backing.flac", "guitar.flac", "mixture.flac"} for t in find_tracks(tmp_path / "hit"))
+    listed = {r["song"] for r in read_manifest(tmp_path / "hit")}; assert 2 <= len(listed) <= len(done)
+    run(settings, tmp_path / "hit", seed=5)
+    assert files(tmp_path / "hit") == files(tmp_path / "calm")
+    assert all(t.path("mixture").stat().st_mtime_ns == done[t.name] for t in find_tracks(tmp_path / "hit") if t.name in listed)
+
+
+def test_another_recipe_replaces(tmp_path):
+    run(TOY, tmp_path)
+    rows = run(dict(TOY, excerpt_s=[0.1, 0.2], splits={"Toy 4": "train", "Toy 1": "test"}), tmp_path)
+    assert [(r["song"], r["split"], r["seconds"]) for r in rows] == [("Toy 4", "train", 0.2), ("Toy 1", "test", 0.2)]
+    assert {(t.name, t.split, t.seconds) for t in find_tracks(tmp_path)} == {("Toy 4", "train", 0.2), ("Toy 1", "test", 0.2)}
+    assert [f.what for f in doctor(tmp_path) if f.song] == ["has no songs"] # valid: nobody was put there
+
+
+def test_other_peoples_songs_are_not_touched(tmp_path):
+    run(TOY, tmp_path / "moved"); (tmp_path / "moved/train/Toy 2").rename(tmp_path / "moved/test/Toy 2")
+    with pytest.raises(SepnbError, match="does not know .test/Toy 2."): run(TOY, tmp_path / "moved") # moved by hand: a person must look
+    shutil.rmtree(tmp_path / "moved")
+    write_track(tmp_path, "train", "Mine", dict(a=noise(1, 99)), 8000); before = files(tmp_path)
+    with pytest.raises(SepnbError, match="does not know .train/Mine."): run(TOY, tmp_path)
+    for out in (tmp_path, tmp_path / "train", tmp_path / "train/new"):
+        with pytest.raises(SepnbError, match="overlap"): run({"kind": "tracks", "root": str(tmp_path)}, out)
+    assert files(tmp_path) == before
+
+
+def test_cache_follows_the_environment(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(chapter.KINDS, "fretsonfire", lambda *, cache_dir: seen.append(Path(cache_dir)) or toy(seconds=0.1))
+    run({"kind": "fretsonfire"}, tmp_path / "d/tracks"); monkeypatch.setenv("SEPNB_CACHE", str(tmp_path / "c"))
+    run({"kind": "fretsonfire"}, tmp_path / "d/tracks"); run({"kind": "fretsonfire"}, tmp_path / "d/tracks", cache_dir=tmp_path / "e")
+    assert seen == [tmp_path / "d/cache", tmp_path / "c", tmp_path / "e"]
+
+
+def test_licences_name_every_song():
+    songs = toy(songs=5, seconds=0.1); text = licences_text(songs)
+    assert all(f"  {s.name}\n" in text for s in songs) and text.count("CC0") == 1
+
+
+def test_pack_without_songs(tmp_path):
+    with pytest.raises(SepnbError, match="lacks the song"): pack_songs(PACKS[0], tmp_path)
+
+
+def test_gzip_notice_is_not_read(tmp_path):
+    "Only plain text counts as a licence; Debian's copyright file is."
+    for name in PACKS[0].songs:
+        for file in ("guitar", "song"): save_audio(tmp_path / name / f"{file}.ogg", noise(2, 800), 8000)
+    (tmp_path / "changelog.gz").write_bytes(gzip.compress(b"x")); (tmp_path / "copyright").write_text("terms")
+    assert {s.notice for s in pack_songs(PACKS[0], tmp_path)} == {"terms"}
