@@ -77,8 +77,8 @@ def _systems(args) -> int:
     return 0
 
 def _doctor(args) -> int:
-    findings = doctor(args.folder)
-    print(format_findings(findings) or f"{args.folder}: nothing to complain about")
+    findings = doctor(args.folder, progress=sys.stderr.isatty())
+    print(format_findings(findings))
     return 1 if any(f.severity == "error" for f in findings) else 0
 
 # %% ../nbs/91_cli.ipynb #8d9fee21
