@@ -6,7 +6,7 @@
 __all__ = ['stem_paths', 'separate_file', 'parser', 'main']
 
 # %% ../nbs/91_cli.ipynb #f7bd79db
-import argparse, json, os, shutil, signal, sys, tempfile
+import argparse, json, os, sys, tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +44,9 @@ def separate_file(separator: Separator, # any system that needs no truth
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".stems-", dir=folder) as hidden:
-            for stem, x in estimates.items(): save_audio(Path(hidden) / paths[stem].name, x, rate, subtype=subtype)
+            try:
+                for stem, x in estimates.items(): save_audio(Path(hidden) / paths[stem].name, x, rate, subtype=subtype)
+            except SepnbError as e: raise SepnbError(str(e).replace(hidden, str(folder))) from e
             for path in paths.values(): os.replace(Path(hidden) / path.name, path)
     except OSError as e: raise SepnbError(f"cannot write to {folder}: {e.strerror or e}") from e
     finally:
@@ -67,6 +69,7 @@ def _separate(args) -> int:
 def _default_stems(system: str) -> Sequence[str]:
     return next((s.stems for s in systems() if s.name == system), ())
 
+# %% ../nbs/91_cli.ipynb #505a16e4
 def _systems(args) -> int:
     rows = [dict(name=s.name, kind=s.kind, stems=list(s.stems), summary=s.summary) for s in systems()]
     rows += [dict(name=name, kind="trained", stems=card["stems"], summary=f"{card['model']}, {card['parameters'] / 1e6:.2f} M parameters, {card['sample_rate']} Hz; {card['licence']}")
@@ -88,6 +91,10 @@ def parser() -> argparse.ArgumentParser: # of the whole command
                                   epilog="exit codes: 0 all is well · 1 the doctor found errors · 2 something you can mend · 130 interrupted")
     top.add_argument("--version", action="version", version=f"sepnb {sepnb.__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _separate_options(commands); _other_options(commands)
+    return top
+
+def _separate_options(commands) -> None:
     p = commands.add_parser("separate", help="songs → stems", description="Write DIR/<song>/<stem>.wav for every song: same rate, channels and length as the file.")
     p.add_argument("songs", nargs="+", metavar="SONG", help="audio file: WAV, FLAC, MP3, Ogg, Opus; M4A and MP4 with PyAV or ffmpeg")
     p.add_argument("-o", "--out", default="stems", metavar="DIR", help="where the stems go (default: stems)")
@@ -96,13 +103,15 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     p.add_argument("--device", default="auto", help="for networks: auto, cpu, cuda, cuda:N, mps (default: auto)")
     p.add_argument("--force", action="store_true", help="replace stems that exist"); p.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     p.set_defaults(run=_separate)
+
+def _other_options(commands) -> None:
     p = commands.add_parser("systems", help="what can be used with --system", description="One line each: name, kind, stems, what it is.")
     p.add_argument("--json", action="store_true", help="for programs"); p.set_defaults(run=_systems)
     data = commands.add_parser("data", help="look after folders of songs").add_subparsers(dest="what", required=True, metavar="WHAT")
     p = data.add_parser("doctor", help="say what is wrong with a folder of songs", description="Check DIR/{train,valid,test}/<song>/<stem>.wav, song by song; exit code 1 if there are errors.")
     p.add_argument("folder", metavar="DIR"); p.set_defaults(run=_doctor)
-    return top
 
+# %% ../nbs/91_cli.ipynb #4293195b
 def main(argv: Sequence[str] | None = None, # arguments; None: those of the process
         ) -> int: # exit code
     "The `sepnb` command."

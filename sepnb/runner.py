@@ -10,7 +10,7 @@ __all__ = ['STYLE', 'FOLDED', 'CODE_PATH', 'stage_parameters', 'pick', 'gather',
 import argparse, ast, html, json, os, re, sys
 from pathlib import Path
 
-from .core import SepnbError, atomic_path, write_text
+from .core import SepnbError, atomic_path
 
 # %% ../nbs/90_runner.ipynb #ee87c6d9
 def stage_parameters(nb, # stage notebook (nbformat node)

@@ -11,12 +11,11 @@ import hashlib, importlib, json
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from ..core import SepnbError, atomic_path, order_stems, pick_device, write_text
+from ..core import SepnbError, atomic_path, pick_device, write_text
 from ..separator import Separator, build, systems
 
 # %% ../../nbs/train/71_checkpoint.ipynb #86d263c9
