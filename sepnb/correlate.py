@@ -50,15 +50,18 @@ def crossing(x: torch.Tensor, # `(i, t)`
 
 # %% ../nbs/18_correlate.ipynb #b8d2b5d7
 @one_thread()
-def window_products(sources: torch.Tensor, # `(i, t)`: stems and channels in one axis
-                    estimates: torch.Tensor, # `(j, t)`
+def window_products(sources: torch.Tensor, # `(i, t)`, or `(s, c, t)`: then i runs over channels, stem after stem
+                    estimates: torch.Tensor, # `(j, t)` or `(s, c, t)`
                     windows: list[slice], # from `spans`
                     *, lags: int, # L
                    ) -> tuple[torch.Tensor, torch.Tensor]: # `(windows, lags, i, i + j)` and their like for the whole track `(lags, i, i + j)`, float64
     "Products of the sources with themselves and with the estimates, for every window and for the track."
-    samples = sources.shape[-1]
-    inside = torch.empty(len(windows), lags, len(sources), len(sources) + len(estimates), dtype=torch.float64, device=sources.device)
-    def products(w): return lag_products(sources[:, w], torch.cat([sources[:, w], estimates[:, w]]), lags=lags)
+    samples, rows = sources.shape[-1], lambda x, w: x[..., w].flatten(0, -2) # flat only in pieces: estimates may be one mixture, expanded
+    def products(w): return lag_products(rows(sources, w), torch.cat([rows(sources, w), rows(estimates, w)]), lags=lags)
+    def seam(cut):
+        near = slice(max(0, cut - lags), cut + lags)
+        return torch.cat([crossing(rows(sources, near), rows(y, near), cut - near.start, lags=lags) for y in (sources, estimates)], -1)
+    inside = torch.empty(len(windows), lags, *products(slice(0, 0)).shape[1:], dtype=torch.float64, device=sources.device)
     for n, w in enumerate(windows): inside[n] = products(w)
     if all(a.stop == b.start for a, b in zip(windows, windows[1:])):
         cuts = [w.stop for w in windows]
@@ -66,7 +69,6 @@ def window_products(sources: torch.Tensor, # `(i, t)`: stems and channels in one
     else:
         cuts = range(_TILE, samples, _TILE)
         track = sum(products(slice(a, min(a + _TILE, samples))) for a in range(0, samples, _TILE))
-    for cut in cuts: track += torch.cat([crossing(sources, y, cut, lags=lags) for y in (sources, estimates)], -1)
-    return inside, track
+    return inside, track + sum(seam(cut) for cut in cuts)
 
 _TILE = 2**16 # samples of the track's own pieces
