@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'score_song', 'middle', 'separate_song', 'evaluate_songs', 'song_table', 'summary', 'write_rows',
-           'read_rows', 'write_summary', 'excerpt', 'find_song', 'excerpt_truth', 'excerpt_writer']
+           'read_rows', 'write_summary', 'excerpt', 'find_song', 'excerpt_truth', 'excerpt_writer', 'read_excerpt',
+           'museval_deviation']
 
 # %% ../nbs/80_evaluate.ipynb #c0c69df7
 import csv, io, json
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .audio import save_audio
+from .audio import load_audio, save_audio
 from .core import SepnbError, write_text
 from .data.tracks import Track, load_track
-from .metrics import bsseval_v4, framewise_si_sdr
+from .metrics import bsseval_v4, framewise_si_sdr, museval_v4
 from .separator import Separator, separate
 
 # %% ../nbs/80_evaluate.ipynb #1fdd4fbf
@@ -157,3 +158,19 @@ def excerpt_writer(folder: str | Path, # gets `<stem>.flac`
         for stem, x in zip(track.stems, excerpt(estimates, sample_rate=track.sample_rate, seconds=seconds)):
             save_audio(Path(folder) / f"{stem}.flac", x.clamp(-1, 1), track.sample_rate, overwrite=True)
     return keep
+
+def read_excerpt(folder: str | Path, # written by `excerpt_writer`
+                 *, stems: Sequence[str], # names
+                ) -> torch.Tensor: # `(s, c, t)`
+    "The kept estimates of a system."
+    return torch.stack([load_audio(Path(folder) / f"{stem}.flac")[0] for stem in stems])
+
+# %% ../nbs/80_evaluate.ipynb #87d134c3
+def museval_deviation(estimates: torch.Tensor, # `(s, c, t)`
+                      sources: torch.Tensor, # `(s, c, t)`
+                      *, sample_rate: int, # Hz
+                     ) -> float: # dB; infinite where one has a value and the other has none
+    "Largest difference between `bsseval_v4` and museval, over all four scores, stems and seconds."
+    ours, theirs = (torch.stack(list(f(estimates, sources, sample_rate=sample_rate))) for f in (bsseval_v4, museval_v4))
+    if not torch.equal(ours.isnan(), theirs.isnan()): return float("inf")
+    return float((ours.clamp(-100, 100) - theirs.clamp(-100, 100)).abs().nan_to_num().max())

@@ -59,21 +59,23 @@ def conjugate_gradients(times: Callable, # multiplication by the matrix
                         inverse: Callable, # multiplication by nearly its inverse
                         rhs: np.ndarray, # `(lags, i, k)`: k systems at once
                         *, steps: int = 24, # at most
-                        tolerance: float = 1e-22, # missing energy, relative
-                       ) -> tuple[np.ndarray, bool]: # solution `(lags, i, k)`, whether it converged
+                        tolerance: float = 1e-22, # missing energy, relative, at which to stop
+                        enough: float = 1e-18, # missing energy, relative, that is good enough if rounding allows no better
+                       ) -> tuple[np.ndarray, bool]: # best solution `(lags, i, k)`, whether all columns are good enough
     "Solve `times(x) = rhs` for a positive definite matrix, all columns side by side."
     dot = lambda a, b: (a * b).sum((0, 1))
-    x = inverse(rhs); residual = rhs - times(x); step = near = inverse(residual)
-    energy, missing = np.abs(dot(rhs, x)), dot(residual, near)
+    best = x = inverse(rhs); residual = rhs - times(x); step = near = inverse(residual)
+    energy, missing = np.abs(dot(rhs, x)), dot(residual, near); least = np.full_like(missing, np.inf)
     for _ in range(steps):
-        if not np.isfinite(missing).all() or (missing < -tolerance * energy).any(): return x, False # not positive definite after all
-        if (missing <= tolerance * energy).all(): return x, True
+        if not np.isfinite(missing).all() or (missing < -enough * energy).any(): return best, False # not positive definite after all
+        best, least = np.where(missing < least, x, best), np.minimum(missing, least)
+        if (missing <= tolerance * energy).all(): break
         moved = times(step); curve = dot(step, moved)
         size = np.divide(missing, curve, out=np.zeros_like(curve), where=curve > 0)
         x = x + size * step; residual = residual - size * moved; near = inverse(residual)
         before, missing = missing, dot(residual, near)
         step = near + np.divide(missing, before, out=np.zeros_like(before), where=before > 0) * step
-    return x, False
+    return best, bool((least <= enough * energy).all())
 
 # %% ../nbs/19_toeplitz.ipynb #502f9a8b
 def solve_toeplitz(blocks: np.ndarray, # `(lags, i, i)`, positive semi-definite
@@ -93,7 +95,7 @@ def solve_toeplitz(blocks: np.ndarray, # `(lags, i, i)`, positive semi-definite
 def _climb(blocks: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, bool]: # the ladder, for a diagonal of ones
     times = toeplitz_times(blocks)
     def inverse(load): return toeplitz_inverse(np.concatenate([blocks[:1] + load * np.eye(blocks.shape[1]), blocks[1:]]))
-    for load in (0, 1e-15, 1e-13):
+    for load in (0, 1e-15, 1e-14, 1e-13):
         nearly = inverse(load)
         answer, converged = conjugate_gradients(times, nearly, rhs) if nearly else (None, False)
         if converged: return answer, True

@@ -50,7 +50,8 @@ def read_files(files: dict[str, Path], # stem → audio file
 _TOY = {s: (s,) for s in STEMS} | dict(guitar=("other",), backing=("drums", "bass", "vocals")) # stem → what is played
 
 def _toy_song(seed, seconds, sample_rate, channels, stems, *, start_s=0.0, duration_s=None) -> tuple[Sources, int]:
-    played = toy_sources(torch.Generator().manual_seed(seed), seconds=seconds, sample_rate=sample_rate, channels=channels, stems=STEMS)
+    played = toy_sources(g := torch.Generator().manual_seed(seed), seconds=seconds, sample_rate=sample_rate, channels=channels, stems=STEMS)
+    played += 1e-3 * torch.randn(played.shape, generator=g) # a noise floor, as all recordings have: filters between pure tones are not determined
     parts = dict(zip(STEMS, played))
     first = round(start_s * sample_rate); last = None if duration_s is None else first + round(duration_s * sample_rate)
     return {s: sum(parts[p] for p in _TOY[s])[:, first:last] for s in stems}, sample_rate
