@@ -76,7 +76,7 @@ def quick_energies(filters: torch.Tensor, # `(4, taps, s·c, c)` of stem j, from
                    inside: torch.Tensor, # `(windows, taps, s·c, 2·s·c)`, from `window_products`
                    *, stem: int, # j
                    loudness: torch.Tensor, # `(windows,)`, energy of the stem's estimate
-                  ) -> tuple[torch.Tensor, torch.Tensor]: # `(5, windows)` spatial error, interference, two projections, artifacts; and how much of each may be rounding
+                  ) -> tuple[torch.Tensor, torch.Tensor]: # `(5, windows)` spatial error, interference, two projections, artifacts; and an upper estimate of their rounding
     "Energies of the parts of one stem's estimate in all windows, without a signal."
     taps, size, c = filters.shape[1:]; mine = slice(size + stem * c, size + (stem + 1) * c)
     table = torch.zeros(5, taps, size, 2 * size, dtype=torch.float64, device=inside.device)
@@ -86,18 +86,19 @@ def quick_energies(filters: torch.Tensor, # `(4, taps, s·c, c)` of stem j, from
     out[4] += out[3] + loudness
     norms = inside[:, 0].diagonal(dim1=1, dim2=2).clamp_min(0).sqrt() # `(windows, s·c)`
     rounding = torch.einsum("ni,qij,nj->qn", norms, weights.norm(dim=1), norms)
-    return out, 1e-15 * torch.cat([rounding, rounding[3:] + loudness])
+    return out, 1e-14 * torch.cat([rounding, rounding[3:] + loudness])
 
 # %% ../nbs/20_bsseval.ipynb #3b168787
-def long_way(filters: torch.Tensor, # `(s, 4, taps, s·c, c)`, from `error_filters`
-            ) -> Callable: # takes estimates and sources of one window, `(s, c, t)`; returns `(5, s)`, energies as `quick_energies`
+def long_way(filters: torch.Tensor, # `(4, taps, s·c, c)` of one stem, from `error_filters`
+            ) -> Callable: # takes the stem's estimate `(c, t)` and all sources `(s, c, t)` in a window; returns `(5,)`, energies as `quick_energies`
     "Energies by filtering the signals of a window."
-    stems, _, taps, size, c = filters.shape
-    run = block_filter(filters.permute(2, 3, 0, 1, 4).reshape(taps, size, -1), block=max(taps, 2177))
-    def measure(estimates, sources):
-        signals = run(sources.flatten(0, 1)).reshape(stems, 4, c, -1)
-        rest = torch.nn.functional.pad(estimates.double(), (0, taps - 1)) - signals[:, 3]
-        return torch.cat([signals, rest[:, None]], 1).square().sum((2, 3)).T
+    taps, size, c = filters.shape[1:]
+    run = block_filter(filters.permute(1, 2, 0, 3).reshape(taps, size, 4 * c), block=max(taps, 2177))
+    def measure(estimate, sources):
+        signals = run(sources.flatten(0, 1)).unflatten(0, (4, c))
+        parts = torch.linalg.vector_norm(signals, dim=(1, 2))
+        signals[3, :, :estimate.shape[-1]] -= estimate
+        return torch.cat([parts, torch.linalg.vector_norm(signals[3])[None]]).square()
     return measure
 
 # %% ../nbs/20_bsseval.ipynb #3c23e240
@@ -119,11 +120,12 @@ def bsseval_v4(estimates, sources, # tensors or arrays `(s, c, t)`
     filters, determined = error_filters(track, stems=stems)
     if not determined: warnings.warn("stems without a noise floor, or copies of each other: ISR, SIR and SAR are not determined, in museval neither", Undetermined, stacklevel=3)
     signal, error, loudness = energies(sources, windows), energies(sources, windows, minus=estimates), energies(estimates, windows)
-    parts, rounding = (torch.stack(x, 1) for x in zip(*(quick_energies(filters[j], inside, stem=j, loudness=loudness[j].to(inside)) for j in range(stems))))
-    measure = long_way(filters)
-    for n in ((rounding >= 1e-6 * parts).flatten(0, 1).any(0).cpu() & ~quiet).nonzero()[:, 0].tolist():
-        parts[..., n] = measure(estimates[..., windows[n]], sources[..., windows[n]])
-    spat, interf, own, full, artif = parts.cpu()
-    out = ratio_db(torch.stack([signal, signal, own, full]), torch.stack([error, spat, interf, artif]))
+    out = _no_scores(stems, len(windows))
+    for j in range(stems):
+        parts, rounding = quick_energies(filters[j], inside, stem=j, loudness=loudness[j].to(inside))
+        doubtful = (rounding >= 1e-5 * parts).any(0).cpu() & ~quiet; measure = long_way(filters[j]) if doubtful.any() else None
+        for n in doubtful.nonzero()[:, 0].tolist(): parts[:, n] = measure(estimates[j, :, windows[n]], sources[..., windows[n]])
+        spat, interf, own, full, artif = parts.cpu()
+        out[:, j] = ratio_db(torch.stack([signal[j], signal[j], own, full]), torch.stack([error[j], spat, interf, artif]))
     out[..., quiet] = torch.nan
     return BSSEval(*out)

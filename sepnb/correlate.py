@@ -86,7 +86,8 @@ def block_filter(filters: torch.Tensor, # `(taps, i, k)`: from every channel i t
         blocks = -(-x.shape[-1] // block)
         early = torch.fft.rfft(_piece(x, 0, blocks * block).unfold(-1, block, block), n=size)
         late = torch.fft.irfft((early.permute(2, 1, 0).contiguous() @ spectrum).permute(2, 1, 0), n=size) # `(k, blocks, size)`
-        out = torch.nn.functional.pad(late[..., :block].flatten(1), (0, taps - 1))
+        out = late.new_zeros(len(late), blocks * block + taps - 1)
+        out[:, :blocks * block].view(len(late), blocks, block).copy_(late[..., :block])
         for n in range(blocks): out[:, (n + 1) * block:(n + 1) * block + taps - 1] += late[:, n, block:block + taps - 1]
         return out[:, :x.shape[-1] + taps - 1]
     return run

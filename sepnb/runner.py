@@ -8,6 +8,8 @@ __all__ = ['STYLE', 'FOLDED', 'CODE_PATH', 'stage_parameters', 'pick', 'gather',
 
 # %% ../nbs/90_runner.ipynb #48f2cb07
 import argparse, ast, html, json, os, re, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .core import SepnbError, atomic_path
@@ -162,11 +164,13 @@ def render(nb, # executed notebook (nbformat node)
 # %% ../nbs/90_runner.ipynb #28d1d79d
 CODE_PATH = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2", MKL_DYNAMIC="FALSE", OPENBLAS_CORETYPE="Haswell")
 
-def _environment() -> None: # settings that the kernel inherits
-    os.environ.setdefault("TQDM_MININTERVAL", "1" if sys.stderr.isatty() else "20")
+@contextmanager
+def _environment() -> Iterator[None]: # settings that the kernel inherits; ours are put back afterwards
+    before = dict(os.environ)
     fixed = dict(PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0", MPLBACKEND="module://matplotlib_inline.backend_inline", PYTHONWARNINGS="ignore")
-    os.environ.update(fixed)
-    for key, value in CODE_PATH.items(): os.environ.setdefault(key, value)
+    os.environ.update({**CODE_PATH, "TQDM_MININTERVAL": "1" if sys.stderr.isatty() else "20", **before, **fixed})
+    try: yield
+    finally: os.environ.clear(); os.environ.update(before)
 
 def run_stage(source: str | Path, # stage notebook
               target: str | Path, # executed notebook to write; the page goes beside it as .html
@@ -177,11 +181,10 @@ def run_stage(source: str | Path, # stage notebook
     source, target = Path(source), Path(target)
     if not source.is_file(): raise SepnbError(f"no stage notebook {source}")
     params = check_parameters(params, stage_parameters(nbformat.read(source, 4), name=str(source)), name=str(source))
-    _environment()
     failed = target.with_name(f"{target.stem}-failed.ipynb")
-    with atomic_path(target.with_suffix(".html"), overwrite=True) as html_part, atomic_path(target, overwrite=True) as part:
-        try: papermill.execute_notebook(str(source), str(part), parameters=params, kernel_name="python3", language="python",
-                                        stdout_file=sys.stdout, stderr_file=sys.stderr, progress_bar=False, request_save_on_cell_execute=False)
+    shown = dict(stdout_file=sys.stdout, stderr_file=sys.stderr, progress_bar=False)
+    with atomic_path(target.with_suffix(".html"), overwrite=True) as html_part, atomic_path(target, overwrite=True) as part, _environment():
+        try: papermill.execute_notebook(str(source), str(part), parameters=params, kernel_name="python3", language="python", request_save_on_cell_execute=False, **shown)
         except papermill.PapermillExecutionError: os.replace(part, failed); part.touch(); raise
         nb = normalise(nbformat.read(part, 4))
         nbformat.write(nb, part); html_part.write_text(render(nb, title=target.stem), encoding="utf-8")

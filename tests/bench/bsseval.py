@@ -9,10 +9,12 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -46,9 +48,16 @@ def memory(args):
     "Print inputs and peak above the start, MB; imports and a first small run are not counted."
     warm = torch.randn(2, 2, 8000)
     RUNS[args.memory](warm, warm + 0.1 * warm.flip(1), sample_rate=4000)
-    before = status_mb("VmRSS"); pair = make(args)
+    before = status_mb("VmRSS")
+    pair = [torch.from_numpy(np.load(Path(args.folder, f"{name}.npy"))) for name in ("estimates", "sources")]
     RUNS[args.memory](*pair, sample_rate=RATE)
     print(sum(x.nbytes for x in pair) / 2**20, status_mb("VmHWM") - before)
+
+
+def print_memory(name, folder):
+    out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory", name, "--folder", folder], capture_output=True, text=True, check=True).stdout.split()
+    inputs, peak = map(float, out[-2:])
+    print(f"peak memory of {name}: {peak:.0f} MB with inputs of {inputs:.0f} MB: {peak / inputs:.2f} times")
 
 
 def main():
@@ -60,7 +69,8 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", choices=tuple(RUNS), help=argparse.SUPPRESS)
-    parser.add_argument("--skip-memory", action="store_true")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--skip-memory", action="store_true", help="no second run for memory")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.memory: return memory(args)
@@ -74,10 +84,10 @@ def main():
     off = (scores["sepnb"] - scores["museval"]).abs().nan_to_num(0).amax((1, 2)).tolist()
     print("largest deviation, dB: " + ", ".join(f"{k} {v:.1e}" for k, v in zip(("SDR", "ISR", "SIR", "SAR"), off)))
     if args.skip_memory: return
-    for name in RUNS:
-        out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory", name], capture_output=True, text=True, check=True).stdout.split()
-        inputs, peak = map(float, out[-2:])
-        print(f"peak memory of {name}: {peak:.0f} MB with inputs of {inputs:.0f} MB: {peak / inputs:.2f} times")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, x in zip(("estimates", "sources"), pair): np.save(Path(folder, name), x.cpu().numpy())
+        del pair, x
+        for name in RUNS: print_memory(name, folder)
 
 
 if __name__ == "__main__": main()
