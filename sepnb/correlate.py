@@ -21,7 +21,7 @@ def lag_products(x: torch.Tensor, # `(i, t)`
                  y: torch.Tensor, # `(j, t')`, t' ≥ t: what lies beyond t is met by the end of `x`
                  *, lags: int, # L; lags 0 … L-1
                  block: int = 2177, # samples a block
-                 together: int = 11, # blocks in memory at a time
+                 together: int = 6, # blocks in memory at a time
                 ) -> torch.Tensor: # `(lags, i, j)`, float64
     "Products of `x` with `y` as it comes `l` samples later: the sum over t of x[i, t]·y[j, t + l]."
     samples, block = x.shape[-1], max(1, min(x.shape[-1], block))
