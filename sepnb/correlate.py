@@ -60,18 +60,17 @@ def window_products(sources: torch.Tensor, # `(i, t)`, or `(s, c, t)`: then i ru
     "Products of the sources with themselves and with the estimates, for every window and for the track."
     samples, rows = sources.shape[-1], lambda x, w: x[..., w].flatten(0, -2) # flat only in pieces: estimates may be one mixture, expanded
     def products(w): return lag_products(rows(sources, w), torch.cat([rows(sources, w), rows(estimates, w)]), lags=lags)
-    def seam(cut):
-        near = slice(max(0, cut - lags), cut + lags)
-        return torch.cat([crossing(rows(sources, near), rows(y, near), cut - near.start, lags=lags) for y in (sources, estimates)], -1)
+    def seam(w): # x in `w`, y behind it
+        near = slice(max(w.start, w.stop - lags), w.stop + lags)
+        return torch.cat([crossing(rows(sources, near), rows(y, near), w.stop - near.start, lags=lags) for y in (sources, estimates)], -1)
     inside = torch.empty(len(windows), lags, *products(slice(0, 0)).shape[1:], dtype=torch.float64, device=sources.device)
     for n, w in enumerate(windows): inside[n] = products(w)
     if all(a.stop == b.start for a, b in zip(windows, windows[1:])):
-        cuts = [w.stop for w in windows]
-        track = inside.sum(0) + products(slice(cuts[-1], samples))
+        tiles, track = windows, inside.sum(0) + products(slice(windows[-1].stop, samples))
     else:
-        cuts = range(_TILE, samples, _TILE)
-        track = sum(products(slice(a, min(a + _TILE, samples))) for a in range(0, samples, _TILE))
-    return inside, track + sum(seam(cut) for cut in cuts)
+        tiles = [slice(a, min(a + _TILE, samples)) for a in range(0, samples, _TILE)]
+        track = sum(products(w) for w in tiles)
+    return inside, track + sum(seam(w) for w in tiles)
 
 _TILE = 2**16 # samples of the track's own pieces
 

@@ -93,11 +93,11 @@ def solve_toeplitz(blocks: np.ndarray, # `(lags, i, i)`, positive semi-definite
     return out, determined
 
 def _climb(blocks: np.ndarray, rhs: np.ndarray) -> tuple[np.ndarray, bool]: # the ladder, for a diagonal of ones
-    times = toeplitz_times(blocks)
-    def inverse(load): return toeplitz_inverse(np.concatenate([blocks[:1] + load * np.eye(blocks.shape[1]), blocks[1:]]))
+    def loaded(load): return np.concatenate([blocks[:1] + load * np.eye(blocks.shape[1]), blocks[1:]])
     for load in (0, 1e-15, 1e-14, 1e-13):
-        nearly = inverse(load)
-        answer, converged = conjugate_gradients(times, nearly, rhs) if nearly else (None, False)
+        inverse = toeplitz_inverse(loaded(load))
+        answer, converged = conjugate_gradients(toeplitz_times(blocks), inverse, rhs) if inverse else (None, False)
         if converged: return answer, True
-    small = next(nearly for nearly in map(inverse, (1e-11, 1e-10, 1e-9, 1e-8, 1e-6, 1e-4)) if nearly)
-    return small(rhs), False
+    for load in (1e-9, 1e-7, 1e-5):
+        if inverse := toeplitz_inverse(loaded(load)): break
+    return conjugate_gradients(toeplitz_times(loaded(load)), inverse, rhs)[0], False
