@@ -50,6 +50,7 @@ $(VENV)/.ok: requirements.txt constraints.txt settings.ini setup.py
 # reference packages that tests compare with, apart from the environment because their own requirements do not fit in
 $(REFS)/.ok: tests/references.txt constraints.txt | $(VENV)/.ok
 	python -m pip install -q --no-deps --upgrade --target $(REFS) -r tests/references.txt
+	python -m pip install -q --no-deps --upgrade --target $(REFS)/demucs2 demucs==2.0.3 # the last with Conv-TasNet
 	touch $@
 
 clean:

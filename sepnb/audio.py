@@ -6,9 +6,9 @@
 __all__ = ['STEM_MP4', 'resample', 'match_channels', 'load_audio', 'AudioInfo', 'audio_info', 'save_audio', 'load_stem_mp4']
 
 # %% ../nbs/02_audio.ipynb #58307227
-import io, os, shutil, struct, subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os, shutil, struct, subprocess, tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -58,11 +58,11 @@ def _states_length(path: Path) -> bool: # whether the number of samples stands i
 _SNDFILE = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".w64", ".rf64")
 
 @contextmanager
-def _sndfile(path: Path) -> Iterator[soundfile.SoundFile]: # an open file; its errors become one line
+def _sndfile(path: Path, cls: type = soundfile.SoundFile) -> Iterator[soundfile.SoundFile]: # an open file; its errors become one line
     lost = _missing_bytes(path)
     if lost: raise _truncated(path, f"{lost} bytes that its header promises are missing")
     try:
-        with soundfile.SoundFile(os.fsencode(path)) as f:
+        with cls(os.fsencode(path)) as f:
             if not f.frames: raise SepnbError(f"{path} holds 0 samples; export it again")
             yield f
     except soundfile.LibsndfileError as e:
@@ -86,53 +86,72 @@ def _read_sndfile(path: Path, start_s: float, duration_s: float | None) -> tuple
         return x[start - begin:].T, f.samplerate
 
 # %% ../nbs/02_audio.ipynb #c23e983b
-def _read_av(path: Path, stream: int, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
+_BLOCK = 65536 # samples a channel handed over at once
+
+def _blocks_av(path: Path, stream: int) -> Iterator[tuple[np.ndarray, int]]: # (c, t) float32, Hz
     import av
     with av.open(f"file:{path}") as file:
         if stream >= len(file.streams.audio): raise _no_stream(path, stream)
-        convert, blocks, end, rate, stop = av.AudioResampler(format="fltp"), [], 0, 0, float("inf")
+        convert, held, rate = av.AudioResampler(format="fltp"), [], 0
         for frame in file.decode(file.streams.audio[stream]):
-            rate = frame.sample_rate; end += frame.samples
-            if duration_s is not None: stop = round(start_s * rate) + round(duration_s * rate)
-            blocks += [b.to_ndarray() for b in convert.resample(frame)]
-            if end >= stop: break
-    return _cut(path, np.concatenate(blocks, axis=1) if blocks else np.zeros((0, 0), np.float32), rate, start_s, duration_s), rate
-
-def _cut(path: Path, x: np.ndarray, rate: int, start_s: float, duration_s: float | None) -> np.ndarray: # the excerpt of (c, t)
-    if not x.size: raise SepnbError(f"{path} holds 0 samples; export it again")
-    x = x[:, round(start_s * rate):][:, :None if duration_s is None else round(duration_s * rate)]
-    if not x.size: raise _too_late(path, start_s)
-    return x
+            rate = frame.sample_rate; held += [b.to_ndarray() for b in convert.resample(frame)]
+            if sum(b.shape[1] for b in held) >= _BLOCK: yield np.concatenate(held, axis=1), rate; held = []
+        if held: yield np.concatenate(held, axis=1), rate
 
 def _no_stream(path: Path, stream: int) -> SepnbError:
     return SepnbError(f"{path} has no audio stream" + (f" number {stream + 1}" if stream else "") + "; check that it is a sound file")
 
-# %% ../nbs/02_audio.ipynb #764e524e
-def _read_ffmpeg(path: Path, stream: int, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-map", f"0:a:{stream}", "-c:a", "pcm_f32le", "-f", "wav", "-"]
-    done = subprocess.run(command, capture_output=True)
-    if b"matches no streams" in done.stderr: raise _no_stream(path, stream)
-    if done.returncode or not done.stdout: raise _not_audio(path)
-    x, rate = soundfile.read(io.BytesIO(done.stdout), dtype="float32", always_2d=True)
-    return _cut(path, x.T, rate, start_s, duration_s), rate
-
 def _not_audio(path: Path) -> SepnbError:
     return SepnbError(f"{path} is damaged, or not a sound file; fetch or export it again")
 
+# %% ../nbs/02_audio.ipynb #764e524e
+def _wav_head(pipe: BinaryIO) -> tuple[int, int]: # channels and rate, Hz, of a WAV on a pipe, which then stands at its first sample
+    channels = rate = 0; pipe.read(12)
+    while len(head := pipe.read(8)) == 8:
+        name, size = struct.unpack("<4sI", head)
+        if name == b"data": break
+        chunk = pipe.read(size + size % 2)
+        if name == b"fmt ": channels, rate = struct.unpack("<HI", chunk[2:8])
+    return channels, rate
+
+def _blocks_ffmpeg(path: Path, stream: int) -> Iterator[tuple[np.ndarray, int]]: # (c, t) float32, Hz
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-map", f"0:a:{stream}", "-c:a", "pcm_f32le", "-f", "wav", "-"]
+    with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
+        try:
+            channels, rate = _wav_head(process.stdout)
+            while channels and (data := process.stdout.read(4 * channels * _BLOCK)):
+                whole = len(data) // (4 * channels) * 4 * channels
+                yield np.frombuffer(data[:whole], "<f4").reshape(-1, channels).T, rate
+            failed = process.wait() != 0; errors.seek(0)
+            if b"matches no streams" in errors.read(): raise _no_stream(path, stream)
+            if failed or not channels: raise _not_audio(path)
+        finally: process.kill()
+
 # %% ../nbs/02_audio.ipynb #ab421405
-def _read_libav(path: Path, stream: int, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
+def _blocks_libav(path: Path, stream: int) -> Iterator[tuple[np.ndarray, int]]: # (c, t) float32, Hz
     try: import av
     except ImportError: av = None
     if av is None and not shutil.which("ffmpeg"):
         raise SepnbError(f"{path} cannot be read without PyAV or ffmpeg: pip install 'sepnb[mp4]', or install the ffmpeg program")
-    if av is None: return _read_ffmpeg(path, stream, start_s, duration_s)
-    try: return _read_av(path, stream, start_s, duration_s)
+    if av is None: yield from _blocks_ffmpeg(path, stream); return
+    try: yield from _blocks_av(path, stream)
     except SepnbError: raise
     except (av.FFmpegError, ValueError) as e: raise _not_audio(path) from e # ValueError: the number of channels changes on the way
 
+def _excerpt(path: Path, source: Iterator[tuple[np.ndarray, int]], start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]:
+    blocks, rate, end = [], 0, 0
+    with closing(source):
+        for x, rate in source:
+            blocks.append(x); end += x.shape[1]
+            if duration_s is not None and end >= round(start_s * rate) + round(duration_s * rate): break
+    if not end: raise SepnbError(f"{path} holds 0 samples; export it again")
+    x = np.concatenate(blocks, axis=1)[:, round(start_s * rate):][:, :None if duration_s is None else round(duration_s * rate)]
+    if not x.size: raise _too_late(path, start_s)
+    return x, rate
+
 def _read(path: Path, start_s: float, duration_s: float | None) -> tuple[np.ndarray, int]: # (c, t) float32, Hz
     if path.suffix.lower() in _SNDFILE and _states_length(path): return _read_sndfile(path, start_s, duration_s)
-    return _read_libav(path, 0, start_s, duration_s)
+    return _excerpt(path, _blocks_libav(path, 0), start_s, duration_s)
 
 # %% ../nbs/02_audio.ipynb #98829dc2
 def _hz(rate) -> int: # a sample rate as an int
@@ -149,12 +168,18 @@ def resample(x: torch.Tensor, # samples, `(..., t)`, floating point
     if from_hz == to_hz: return x
     t = x.shape[-1]; length = -(-t * to_hz // from_hz)
     if not x.numel(): return x.new_zeros(*x.shape[:-1], length)
-    rows = x.detach().cpu().reshape(-1, t)
-    if rows.dtype not in (torch.float32, torch.float64): rows = rows.float()
-    padded = np.pad(rows.numpy().T, ((0, 2 + 2 * from_hz // to_hz), (0, 0)))
-    quality = "VHQ" if rows.dtype == torch.float64 else "HQ" # HQ computes in single precision
-    y = soxr.resample(np.ascontiguousarray(padded), from_hz, to_hz, quality=quality)[:length]
-    return torch.from_numpy(np.ascontiguousarray(y.T)).reshape(*x.shape[:-1], length).to(x)
+    rows = _as_rows(x); padded = np.pad(rows, ((0, 2 + 2 * from_hz // to_hz), (0, 0)))
+    y = soxr.resample(padded, from_hz, to_hz, quality=_QUALITY[rows.dtype.name])[:length]
+    return _from_rows(y, x)
+
+_QUALITY = dict(float32="HQ", float64="VHQ") # HQ computes in single precision
+
+def _as_rows(x: torch.Tensor) -> np.ndarray: # (..., t) → (t, rows), float32 or float64
+    x = x.detach().cpu().reshape(-1, x.shape[-1])
+    return np.ascontiguousarray((x if x.dtype in (torch.float32, torch.float64) else x.float()).T.numpy())
+
+def _from_rows(y: np.ndarray, like: torch.Tensor) -> torch.Tensor: # (t, rows) → (..., t)
+    return torch.from_numpy(np.ascontiguousarray(y.T)).reshape(*like.shape[:-1], len(y)).to(like)
 
 # %% ../nbs/02_audio.ipynb #c2ce7271
 def match_channels(x: torch.Tensor, # samples, `(..., c, t)`
@@ -212,8 +237,10 @@ def audio_info(path: str | Path, # a sound file of any kind
     path = _checked(path)
     if path.suffix.lower() in _SNDFILE and _states_length(path):
         with _sndfile(path) as f: return AudioInfo(f.samplerate, f.channels, f.frames)
-    x, rate = _read_libav(path, 0, 0.0, None)
-    return AudioInfo(rate, *x.shape)
+    samples = 0
+    for x, rate in _blocks_libav(path, 0): channels, samples = x.shape[0], samples + x.shape[1]
+    if not samples: raise SepnbError(f"{path} holds 0 samples; export it again")
+    return AudioInfo(rate, channels, samples)
 
 # %% ../nbs/02_audio.ipynb #e7b02d06
 _FORMATS = {".wav": ("WAV", 1024, 2**31 - 1), ".flac": ("FLAC", 8, 655350), ".mp3": ("MP3", 2, 48000), ".ogg": ("OGG", 255, 192000)}
@@ -266,15 +293,13 @@ def _forget_time(file: BinaryIO) -> None: # zero the time stamp in a float WAV's
     if at > 0: file.seek(at + 12); file.write(bytes(4))
 
 # %% ../nbs/02_audio.ipynb #17210c0b
-_BLOCK = 65536 # samples a channel handed over at once
-
-def _encode(part: Path, x: torch.Tensor, rate: int, kind: str, subtype: str | None) -> None: # write all of x, or raise
+def _encode(part: Path, blocks: Iterable[torch.Tensor], channels: int, rate: int, kind: str, subtype: str | None) -> None: # write all, or raise
     with open(part, "w+b") as file:
         sink = _Sink(file)
         try:
-            with soundfile.SoundFile(sink, "w", rate, x.shape[0], subtype, format=kind) as f:
-                for at in range(0, x.shape[1], _BLOCK):
-                    f.write(_as_stored(x[:, at:at + _BLOCK], subtype))
+            with soundfile.SoundFile(sink, "w", rate, channels, subtype, format=kind) as f:
+                for x in (x for block in blocks for x in block.split(_BLOCK, -1)):
+                    f.write(_as_stored(x, subtype))
                     if sink.error: break
         except (soundfile.LibsndfileError, AssertionError): # soundfile asserts that a block was written whole
             if not sink.error: raise
@@ -297,7 +322,7 @@ def save_audio(path: str | Path, # file to be written: .wav, .flac, .mp3 or .ogg
     if subtype == "FLOAT": x = x.float()
     x = _within_full_scale(x, _refuse_nonfinite(x, f"cannot write {path}"), clip, path, subtype)
     with atomic_path(path, overwrite=overwrite) as part:
-        try: _encode(part, x, sample_rate, kind, subtype)
+        try: _encode(part, [x], len(x), sample_rate, kind, subtype)
         except soundfile.LibsndfileError as e: raise SepnbError(f"cannot write {path}: {e.error_string.strip('. ')}") from e
 
 # %% ../nbs/02_audio.ipynb #d8885456
@@ -310,7 +335,7 @@ def load_stem_mp4(path: str | Path, # a `.stem.mp4` file
     "Read all five streams of a stem file. Raises `SepnbError` as `load_audio` does, or if they differ in rate, channels or length."
     _refuse_bad_excerpt(path, start_s, duration_s); path = _checked(path); streams = []
     for k, name in enumerate(STEM_MP4):
-        x, rate = _read_libav(path, k, start_s, duration_s)
+        x, rate = _excerpt(path, _blocks_libav(path, k), start_s, duration_s)
         _refuse_nonfinite(torch.from_numpy(x), f"{path} ({name})"); streams.append((rate, x))
     if len({(rate, x.shape) for rate, x in streams}) > 1:
         what = ", ".join(f"{rate} Hz {x.shape}" for rate, x in streams)

@@ -89,17 +89,25 @@ def quick_energies(filters: torch.Tensor, # `(4, taps, s·c, c)` of stem j, from
     return out, 1e-14 * torch.cat([rounding, rounding[3:] + loudness])
 
 # %% ../nbs/20_bsseval.ipynb #3b168787
-def long_way(filters: torch.Tensor, # `(4, taps, s·c, c)` of one stem, from `error_filters`
-            ) -> Callable: # takes the stem's estimate `(c, t)` and all sources `(s, c, t)` in a window; returns `(5,)`, energies as `quick_energies`
-    "Energies by filtering the signals of a window."
+def long_way(filters: torch.Tensor, # `(q, taps, i, c)`, some of a stem's, from `error_filters`
+            ) -> Callable: # takes `(i, t)`, returns signals `(q, c, t + taps - 1)`
+    "Filter the sources of a window, instead of weighing their products."
     taps, size, c = filters.shape[1:]
-    run = block_filter(filters.permute(1, 2, 0, 3).reshape(taps, size, 4 * c), block=max(taps, 2177))
-    def measure(estimate, sources):
-        signals = run(sources.flatten(0, 1)).unflatten(0, (4, c))
-        parts = torch.linalg.vector_norm(signals, dim=(1, 2))
-        signals[3, :, :estimate.shape[-1]] -= estimate
-        return torch.cat([parts, torch.linalg.vector_norm(signals[3])[None]]).square()
-    return measure
+    run = block_filter(filters.permute(1, 2, 0, 3).reshape(taps, size, -1), block=max(taps, 2177))
+    return lambda x: run(x).unflatten(0, (-1, c))
+
+def _again(parts: torch.Tensor, doubtful: torch.Tensor, # `(5, windows)`, energies (overwritten) and where they are in doubt
+           filters: torch.Tensor, estimate: torch.Tensor, sources: torch.Tensor, # of stem j: `(4, taps, s·c, c)`, `(c, t)`; `(s, c, t)`
+           windows: list[slice], j: int) -> None:
+    c = len(estimate); power = lambda x: x.square().sum((-2, -1))
+    near, far = (doubtful[rows].any(0).nonzero()[:, 0].tolist() for rows in ([0, 2], [1, 3, 4]))
+    if near: run = long_way(filters[[0, 2]][:, :, j * c:(j + 1) * c]) # needs the stem's own channels only
+    for n in near: parts[[0, 2], n] = power(run(sources[j, :, windows[n]]))
+    if far: run = long_way(filters[[1, 3]])
+    for n in far:
+        part = estimate[:, windows[n]]; interference, projection = run(sources[..., windows[n]].flatten(0, 1))
+        parts[1, n], parts[3, n] = power(interference), power(projection)
+        projection[:, :part.shape[1]] -= part; parts[4, n] = power(projection)
 
 # %% ../nbs/20_bsseval.ipynb #3c23e240
 class Undetermined(UserWarning):
@@ -123,8 +131,7 @@ def bsseval_v4(estimates, sources, # tensors or arrays `(s, c, t)`
     out = _no_scores(stems, len(windows))
     for j in range(stems):
         parts, rounding = quick_energies(filters[j], inside, stem=j, loudness=loudness[j].to(inside))
-        doubtful = (rounding >= 1e-5 * parts).any(0).cpu() & ~quiet; measure = long_way(filters[j]) if doubtful.any() else None
-        for n in doubtful.nonzero()[:, 0].tolist(): parts[:, n] = measure(estimates[j, :, windows[n]], sources[..., windows[n]])
+        _again(parts, (rounding >= 1e-5 * parts).cpu() & ~quiet, filters[j], estimates[j], sources, windows, j)
         spat, interf, own, full, artif = parts.cpu()
         out[:, j] = ratio_db(torch.stack([signal[j], signal[j], own, full]), torch.stack([error[j], spat, interf, artif]))
     out[..., quiet] = torch.nan

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'order_stems', 'SepnbError', 'power_to_db', 'gain_to_amplitude', 'seed_everything', 'derive_seed',
-           'pick_device', 'atomic_path', 'write_text', 'digest']
+           'pick_device', 'atomic_path', 'write_text', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #49ddbeb9
-import hashlib, os, random, tempfile
+import hashlib, importlib.util, os, random, tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,3 +115,10 @@ def digest(x: torch.Tensor | np.ndarray, # samples, `(..., t)`
     x = torch.as_tensor(x, dtype=torch.float64, device="cpu")
     pcm = (x * 32768).round().clamp(-32768 * 4, 32767 * 4).to(torch.int32).contiguous().numpy().astype("<i4")
     return hashlib.sha256(repr(tuple(pcm.shape)).encode() + pcm.tobytes()).hexdigest()
+
+# %% ../nbs/00_core.ipynb #5e81c247
+def code_digest() -> str: # 64 hexadecimal digits
+    "SHA-256 over the source of this package, all modules."
+    total = hashlib.sha256(); folder = Path(importlib.util.find_spec("sepnb").origin).parent
+    for path in sorted(folder.rglob("*.py")): total.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()

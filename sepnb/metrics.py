@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['framewise_energy_sdr', 'whole_track_sdr', 'si_sdr', 'ScaleInvariant', 'scale_invariant', 'si_sir', 'si_sar',
-           'framewise_si_sdr', 'OverMixture', 'over_mixture', 'BSSEval', 'bsseval_v4', 'museval_v4', 'nan_reasons']
+           'silent_stems', 'framewise_si_sdr', 'OverMixture', 'over_mixture', 'BSSEval', 'bsseval_v4', 'museval_v4',
+           'nan_reasons']
 
 # %% ../nbs/21_metrics.ipynb #dfe97197
 from collections.abc import Callable
@@ -24,7 +25,7 @@ def framewise_energy_sdr(estimates, sources, # tensors or arrays `(s, c, t)`
                          *, sample_rate: int, # Hz
                          window_s: float = 1.0, hop_s: float = 1.0, # windows, s
                         ) -> torch.Tensor: # `(s, windows)`, float64, dB; NaN where anybody is silent
-    "Energy of the truth over energy of the error, in windows: the SDR of BSS-Eval v4 (thesis, equation 4.3). Raises `SepnbError` as `check_pair` and `spans`."
+    "Energy of the truth over energy of the error, in windows: the SDR of BSS-Eval v4 (thesis, equation 4.3). Not invariant to level: an almost silent estimate scores 0 dB. Raises `SepnbError` as `check_pair` and `spans`."
     estimates, sources = check_pair(estimates, sources)
     windows = spans(sources.shape[-1], sample_rate=sample_rate, window_s=window_s, hop_s=hop_s)
     out = ratio_db(energies(sources, windows), energies(sources, windows, minus=estimates))
@@ -35,7 +36,7 @@ def framewise_energy_sdr(estimates, sources, # tensors or arrays `(s, c, t)`
 def whole_track_sdr(estimates, sources, # tensors or arrays `(s, c, t)`
                     *, delta: float = 1e-7, # added to both energies
                    ) -> torch.Tensor: # `(s,)`, float64, dB; NaN for a source that is zero throughout
-    "Energy ratio over the whole track, as in the MDX and SDX challenges (there called SDR, elsewhere uSDR). Raises `SepnbError` as `check_pair`."
+    "Energy ratio over the whole track, as in the MDX and SDX challenges (there called SDR, elsewhere uSDR). Not a mean of seconds, loud ones decide; a silent estimate scores 0 dB. Raises `SepnbError` as `check_pair`."
     estimates, sources = check_pair(estimates, sources)
     windows = spans(sources.shape[-1], sample_rate=65536) # blocks of bounded memory; their sum is the track's
     rest = slice(windows[-1].stop if windows else 0, sources.shape[-1])
@@ -53,7 +54,7 @@ def _target(estimates: torch.Tensor, sources: torch.Tensor) -> torch.Tensor: # Î
 def si_sdr(estimates, sources, # tensors or arrays `(s, c, t)`
            *, channels: str = "sum", # "sum": channels added to mono first; "joint": one gain for all channels
           ) -> torch.Tensor: # `(s,)`, float64, dB; NaN where truth or estimate is silent
-    "Scale-invariant SDR of the whole track (Le Roux et al. 2019). Raises `SepnbError` as `check_pair`."
+    "Scale-invariant SDR of the whole track (Le Roux et al. 2019). Not a measure of level, nor, with summed channels, of position; a silent estimate has no score. Raises `SepnbError` as `check_pair`."
     estimates, sources = (_signals(x, channels) for x in check_pair(estimates, sources))
     target = _target(estimates, sources)
     return ratio_db(target.square().sum(-1), (estimates - target).square().sum(-1)).cpu()
@@ -68,7 +69,7 @@ class ScaleInvariant(NamedTuple):
 def scale_invariant(estimates, sources, # tensors or arrays `(s, c, t)`
                     *, channels: str = "sum", # as in `si_sdr`
                    ) -> ScaleInvariant: # three ratios, NaN where truth or estimate of the stem is silent
-    "SI-SDR, SI-SIR, SI-SAR of the whole track (Le Roux et al. 2019, section 2). Raises `SepnbError` as `check_pair`."
+    "SI-SDR, SI-SIR, SI-SAR of the whole track (Le Roux et al. 2019, section 2). Not BSS-Eval's SIR and SAR: no filters are forgiven. Raises `SepnbError` as `check_pair`."
     estimates, sources = (_signals(x, channels) for x in check_pair(estimates, sources))
     target = _target(estimates, sources)
     residual = estimates - target
@@ -80,12 +81,20 @@ def scale_invariant(estimates, sources, # tensors or arrays `(s, c, t)`
 
 # %% ../nbs/21_metrics.ipynb #765bbb0e
 def si_sir(estimates, sources, *, channels: str = "sum") -> torch.Tensor: # `(s,)`, dB
-    "Scale-invariant ratio of target to interference; see `scale_invariant`, which gives all three at once."
+    "Scale-invariant ratio of target to interference. Not BSS-Eval's SIR; see `scale_invariant`, which gives all three at once."
     return scale_invariant(estimates, sources, channels=channels).si_sir
 
 def si_sar(estimates, sources, *, channels: str = "sum") -> torch.Tensor: # `(s,)`, dB
-    "Scale-invariant ratio of target to artifacts; see `scale_invariant`, which gives all three at once."
+    "Scale-invariant ratio of target to artifacts. Not BSS-Eval's SAR, whose numerator holds the interference too; see `scale_invariant`, which gives all three at once."
     return scale_invariant(estimates, sources, channels=channels).si_sar
+
+# %% ../nbs/21_metrics.ipynb #a416674e
+def silent_stems(estimates, sources, # tensors or arrays `(s, c, t)`
+                 *, channels: str = "sum", # as in `si_sdr`; "joint" for `whole_track_sdr`, which has a score for a silent estimate
+                ) -> list[str]: # a stem: "silent source", or else "silent estimate", or ""
+    "Why whole-track ratios are NaN; see `nan_reasons` for windows. Raises `SepnbError` as `check_pair`."
+    quiet = [[not (stem.sum(0) if channels == "sum" else stem).any() for stem in x] for x in check_pair(estimates, sources)]
+    return ["silent source" if s else "silent estimate" if e else "" for e, s in zip(*quiet)]
 
 # %% ../nbs/21_metrics.ipynb #205a07cd
 def framewise_si_sdr(estimates, sources, # tensors or arrays `(s, c, t)`
@@ -93,7 +102,7 @@ def framewise_si_sdr(estimates, sources, # tensors or arrays `(s, c, t)`
                      window_s: float = 1.0, hop_s: float = 1.0, # windows, s
                      channels: str = "sum", # "sum": added to mono first (the thesis' variant); "joint": one gain for all channels
                     ) -> torch.Tensor: # `(s, windows)`, float64, dB; NaN where anybody is silent
-    "Scale-invariant SDR in windows, the variant of the thesis (equation 4.7). Raises `SepnbError` as `check_pair` and `spans`."
+    "Scale-invariant SDR in windows, the variant of the thesis (equation 4.7). Not a measure of level, nor, with summed channels, of position. Raises `SepnbError` as `check_pair` and `spans`."
     estimates, sources = check_pair(estimates, sources)
     windows = spans(sources.shape[-1], sample_rate=sample_rate, window_s=window_s, hop_s=hop_s)
     out = torch.full((len(sources), len(windows)), torch.nan, dtype=torch.float64)

@@ -6,10 +6,12 @@
 __all__ = ['spans', 'check_pair', 'pad_or_cut', 'one_thread', 'silent', 'nan_reasons', 'energies', 'ratio_db']
 
 # %% ../nbs/17_windows.ipynb #30a69284
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from .core import SepnbError
@@ -27,15 +29,27 @@ def spans(samples: int, # length of the signal, samples
     return [slice(a, a + window) for a in range(0, samples - window + 1, hop)]
 
 # %% ../nbs/17_windows.ipynb #f661605d
-def check_pair(estimates, # tensor or array `(s, c, t)`
-               sources, # tensor or array `(s, c, t)`
+def _tensor(x) -> torch.Tensor: # real numbers, as they are
+    if torch.is_tensor(x) and not x.is_complex(): return x.detach()
+    try:
+        if isinstance(x, (list, tuple)): return torch.stack([_tensor(v) for v in x])
+        if np.asarray(x).dtype.kind not in "fiub": raise TypeError(f"not samples but {type(x).__name__}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning) # read-only arrays are welcome: nobody writes
+            try: return torch.from_numpy(x)
+            except (TypeError, ValueError): return torch.from_numpy(np.array(x, dtype=np.float64))
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise SepnbError(f"no stems of audio ({' '.join(str(e).split())}); give a tensor or array (stems, channels, samples), or a list of (channels, samples)") from e
+
+def check_pair(estimates, # tensor, array or list `(s, c, t)`
+               sources, # tensor, array or list `(s, c, t)`
               ) -> tuple[torch.Tensor, torch.Tensor]: # both `(s, c, t)` floating point on one device, estimates as long as sources; no copies unless needed
     "Check two sets of stems and bring the estimates to the sources' length. Raises `SepnbError` for unequal stems or channels and for samples that are no numbers."
-    estimates, sources = (x.cpu() if x.is_mps else x for x in (torch.as_tensor(x).detach() for x in (estimates, sources))) # MPS has no doubles
+    estimates, sources = (x.cpu() if x.is_mps else x for x in map(_tensor, (estimates, sources))) # MPS has no doubles
     if estimates.ndim != 3 or estimates.shape[:2] != sources.shape[:2] or sources.ndim != 3:
         raise SepnbError(f"estimates {tuple(estimates.shape)} and sources {tuple(sources.shape)} do not match; both are (stems, channels, samples)")
     for name, x in dict(estimates=estimates, sources=sources).items():
-        if x.numel() and not all(v.double().isfinite() for v in x.aminmax()):
+        if x.is_floating_point() and x.numel() and not all(v.double().isfinite() for v in x.aminmax()):
             raise SepnbError(f"the {name} hold NaN or infinite samples; look at the system that made them")
     estimates, sources = (x if x.is_floating_point() and x.dtype.itemsize >= 4 else x.double() for x in (estimates, sources))
     return pad_or_cut(estimates, sources.shape[-1]).to(sources.device), sources

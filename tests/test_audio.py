@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from sepnb import audio
 from sepnb.audio import AudioInfo, audio_info, load_audio, load_stem_mp4, match_channels, resample, save_audio
+from sepnb.blocks import check_writable, read_blocks, resample_blocks, save_blocks
 from sepnb.core import SepnbError
 from sepnb.synth import chirp, tone, toy_sources
 
@@ -392,7 +393,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("kind,subtype", [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("MP3", None), ("OGG", None)])
 def test_no_format_overlooks_a_full_device(kind, subtype):
-    with pytest.raises(OSError, match="No space left"): audio._encode(Path("/dev/full"), uniform(2, 30000), 44100, kind, subtype)
+    with pytest.raises(OSError, match="No space left"): audio._encode(Path("/dev/full"), [uniform(2, 30000)], 2, 44100, kind, subtype)
 
 
 def test_a_killed_run_leaves_the_old_file(tmp_path, monkeypatch):
@@ -469,3 +470,70 @@ def test_channels(have, want, t, lead):
     else:
         line = refusal(match_channels, x, want); assert str(have) in line and str(want) in line
     refusal(match_channels, x, 0)
+
+
+# ---- in blocks: the same bits as the whole
+
+@quick
+@given(signals, st.sampled_from(RATES), st.sampled_from(RATES + [44101]), st.sampled_from([torch.float32, torch.float64]), st.integers(1, 3000))
+def test_resampling_in_blocks_is_resampling(signal, from_hz, to_hz, dtype, size):
+    x = uniform(*signal, dtype=dtype)
+    if x.shape[-1] / size > 500: return
+    y = torch.cat(list(resample_blocks(x.split(size, -1), from_hz, to_hz)), -1)
+    assert y.dtype == dtype and torch.equal(y, resample(x, from_hz, to_hz))
+
+
+def test_resampling_in_blocks_takes_stems_and_lets_blocks_through():
+    x = torch.stack([uniform(2, 9000, seed) for seed in range(3)])
+    assert torch.equal(torch.cat(list(resample_blocks(x.split(777, -1), 44100, 16000)), -1), resample(x, 44100, 16000))
+    block = uniform(1, 5)
+    assert next(resample_blocks([block], 8000, 8000)) is block
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg"])
+def test_reading_in_blocks_is_reading(tmp_path, suffix):
+    save_audio(tmp_path / f"a{suffix}", uniform(2, 150001) * 0.5, 22050)
+    parts = list(read_blocks(tmp_path / f"a{suffix}"))
+    assert len(parts) == 3 and torch.equal(torch.cat(parts, -1), load_audio(tmp_path / f"a{suffix}")[0])
+
+
+def test_reading_in_blocks_by_libav_and_ffmpeg(tmp_path, monkeypatch):
+    write_with_av(tmp_path / "a.m4a", on_grid(uniform(2, 150001) * 0.5), 44100, "alac")
+    def streamed(): return torch.cat(list(read_blocks(tmp_path / "a.m4a")), -1)
+    assert torch.equal(streamed(), load_audio(tmp_path / "a.m4a")[0]) and audio_info(tmp_path / "a.m4a").samples == streamed().shape[-1]
+    if not shutil.which("ffmpeg"): pytest.skip("no ffmpeg")
+    by_av = streamed(); monkeypatch.setitem(sys.modules, "av", None)
+    assert torch.equal(streamed(), by_av)
+    blocks = read_blocks(tmp_path / "a.m4a"); next(blocks); blocks.close() # ends the ffmpeg process, too
+    (tmp_path / "bad.m4a").write_bytes(bytes(range(256)) * 50)
+    assert "bad.m4a" in refusal(lambda: list(read_blocks(tmp_path / "bad.m4a")))
+
+
+def test_damage_is_found_when_it_is_reached(tmp_path):
+    x = uniform(2, 200000); save_audio(tmp_path / "a.wav", x, 44100); whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[:-100])
+    assert "truncated" in refusal(lambda: next(read_blocks(tmp_path / "cut.wav"))) # the header tells
+    x[0, 150000] = float("nan"); soundfile.write(tmp_path / "nan.wav", x.T.numpy(), 44100, subtype="FLOAT")
+    blocks = read_blocks(tmp_path / "nan.wav"); next(blocks)
+    assert "nan.wav" in refusal(lambda: list(blocks))
+
+
+@pytest.mark.parametrize("name,subtype", [("a.wav", "PCM_16"), ("a.wav", "PCM_24"), ("a.wav", "FLOAT"), ("a.flac", "PCM_16"), ("a.mp3", "PCM_16")])
+def test_writing_in_blocks_gives_the_same_file(tmp_path, name, subtype):
+    x = uniform(2, 140001) * 0.9
+    save_audio(tmp_path / "whole" / name, x, 44100, subtype=subtype)
+    assert save_blocks(tmp_path / "blocks" / name, x.split(1777, -1), 44100, subtype=subtype) == 140001
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "blocks" / name).read_bytes()
+
+
+def test_writing_in_blocks_refuses_and_leaves_nothing(tmp_path):
+    x = uniform(1, 100)
+    for blocks, how in (([], {}), ([x, 2 * x], {}), ([x, x * float("nan")], {}), ([x], dict(clip="rescale")), ([x], dict(subtype="PCM_8")), ([uniform(9, 5)], {})):
+        refusal(save_blocks, tmp_path / "a.flac", blocks, 44100, **how)
+    def fails(): yield x; raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): save_blocks(tmp_path / "a.wav", fails(), 44100)
+    assert not list(tmp_path.iterdir())
+    save_blocks(tmp_path / "a.wav", [x, 2 * x], 44100, clip="clamp")
+    assert load_audio(tmp_path / "a.wav")[0].shape == (1, 200)
+    for name, how in (("a.mp3", dict(sample_rate=44099)), ("a.mp3", dict(channels=3)), ("a.wav", dict(samples=2**31)), ("a.xyz", {})):
+        refusal(check_writable, name, **{**dict(channels=2, samples=9, sample_rate=44100), **how})

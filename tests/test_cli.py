@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +52,8 @@ def bad_inputs(folder):
 @pytest.mark.parametrize("args", [
     ["separate", "empty.wav"], ["separate", "text.wav"], ["separate", "nan.wav"], ["separate", "none.wav"], ["separate", "short.wav"], ["separate", "missing.wav"],
     ["separate", "."], ["separate", "good.wav", "--system", "hpsss"], ["separate", "good.wav", "--system", "irm"], ["separate", "good.wav", "--system", "runs/none"],
+    ["separate", "good.wav", "--two-stems", "flute"], ["separate", "good.wav", "--overlap", "1"], ["separate", "good.wav", "--name", "../{stem}.{ext}"],
+    ["separate", "good.wav", "--format", "flac", "--float32"], ["separate", "good.wav", "good.wav"],
     ["separate", "good.wav", "--device", "toaster", "--system", "runs/none"], ["separate", "good.wav", "-o", "good.wav"], ["separate", "good.wav", "--stems", "a", "a"],
     ["data", "doctor", "missing"]], ids=" ".join)
 def test_a_mistake_costs_one_line(args, tmp_path):
@@ -107,6 +108,55 @@ def test_ctrl_c_leaves_no_broken_file(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("sepnb: interrupted")
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def test_a_polite_kill_leaves_no_broken_file(tmp_path):
+    song = write(tmp_path / "song.wav", samples=44100 * 240)
+    process = subprocess.Popen([*RUN, "separate", str(song), "-o", "out"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if process.poll() is not None:
+        pytest.skip("this machine is too fast to be interrupted")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and not (tmp_path / "out").exists()
+
+
+def test_the_words_of_demucs_and_spleeter(tmp_path):
+    song = write(tmp_path / "song.wav", samples=30000)
+    args = ["separate", song, "--two-stems", "percussive", "--segment", 0.3, "--overlap", 0.5, "--shifts", 2, "-j", 2, "-d", "cpu", "-q"]
+    for out, more in (("a", ["--seed", 3]), ("b", ["--seed", 3]), ("c", ["--seed", 4])):
+        done = sepnb(*args, *more, "--format", "flac", "--int24", "--filename", "{stem}/{track}.{ext}", "-o", out, cwd=tmp_path)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+    files = {out: {p.relative_to(tmp_path / out).as_posix(): p.read_bytes() for p in (tmp_path / out).rglob("*.flac")} for out in "abc"}
+    assert set(files["a"]) == {"percussive/song.flac", "no_percussive/song.flac"}
+    assert files["a"] == files["b"] != files["c"]
+    total = sum(load_audio(p)[0] for p in (tmp_path / "a").rglob("*.flac"))
+    assert (total - load_audio(song)[0]).abs().max() < 1e-4
+
+
+def test_stems_can_be_stored_otherwise(tmp_path):
+    song = write(tmp_path / "song.wav", samples=5000, rate=48000)
+    assert sepnb("separate", song, "--format", "mp3", "-o", "m", cwd=tmp_path).returncode == 0
+    assert {p.name for p in (tmp_path / "m" / "song").iterdir()} == {"harmonic.mp3", "percussive.mp3"}
+    assert sepnb("separate", song, "--float32", "-o", "f", cwd=tmp_path).returncode == 0
+    assert sf.info(tmp_path / "f" / "song" / "harmonic.wav").subtype == "FLOAT"
+
+
+def test_one_song_that_is_damaged_at_its_end_does_not_stop_the_others(tmp_path):
+    x = 0.1 * np.random.default_rng(0).standard_normal((90000, 2)); x[-1] = np.nan
+    sf.write(tmp_path / "a.wav", x, 44100, subtype="FLOAT")
+    good = write(tmp_path / "b.wav")
+    done = sepnb("separate", "a.wav", good, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "a.wav" in done.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b"]
+
+
+def test_completion(tmp_path):
+    pytest.importorskip("shtab")
+    done = sepnb("--print-completion", "bash", cwd=tmp_path)
+    assert done.returncode == 0 and "--two-stems" in done.stdout
 
 
 def test_systems_as_text_and_json(tmp_path):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sepnb.core import SepnbError
-from sepnb.models.layers import (BinAffine, MaskModel, Standardise, bin_statistics, bins_below, count_parameters, extend_bins, frames_first,
-                                 relative_db, rms_level, stems_from_frames)
+from sepnb.models.layers import (BinAffine, MaskModel, Standardise, WaveModel, bin_statistics, bins_below, centre_trim, count_parameters,
+                                 extend_bins, frames_first, relative_db, rms_level, stems_from_frames)
 from sepnb.stft import magnitude
 from sepnb.synth import noise, toy_sources
 
@@ -154,3 +154,101 @@ def test_magnitudes_and_waveforms_agree():
     model = Shares(2, 2, sample_rate=8000, n_fft=256, hop_length=64)
     mix = rand(1, 2, 1024)
     torch.testing.assert_close(model.magnitudes(magnitude(model.stft(mix))), magnitude(model.stft(model(mix))), atol=1e-4, rtol=1e-4)
+
+
+class Blocks(WaveModel):
+    "Whole blocks only, a bias and a curve: loses samples and knows the level, unless its base does its work."
+    def __init__(self, stems=2, channels=2, *, block=4, bend=0.0, **shared):
+        super().__init__(stems, channels, own=dict(block=block, bend=bend), **shared)
+        self.bend = torch.nn.Parameter(torch.tensor(bend))
+
+    def valid_length(self, length): return -(-length // self.config["block"]) * self.config["block"]
+
+    def network(self, x):
+        assert x.shape[-1] % self.config["block"] == 0
+        return (x + self.bend * (1 + x.square()))[:, None].expand(-1, self.stems, -1, -1)
+
+
+class Context(WaveModel):
+    "Looks two samples to each side and gives nothing for them, as networks without padding do."
+    def valid_length(self, length): return length + 4
+    def network(self, x): return x.unfold(-1, 5, 1).sum(-1)[:, None].expand(-1, self.stems, -1, -1)
+
+
+def waves(b=3, channels=2, length=501): return torch.randn(b, channels, length, generator=torch.Generator().manual_seed(0))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 3), st.integers(1, 4), st.booleans())
+def test_waves_keep_their_length_and_place(length, block, channels, stems, normalise):
+    model, mix = Blocks(stems, channels, block=block, normalise=normalise), waves(2, channels, length); kept = mix.clone()
+    torch.testing.assert_close(model(mix), mix[:, None].expand(-1, stems, -1, -1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(mix, kept)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 100, 101])
+def test_a_shorter_output_is_the_middle(length):
+    mix = waves(1, 1, length); padded = torch.nn.functional.pad(mix, (2, 2))
+    expected = sum(padded[..., k : k + length] for k in range(5))
+    torch.testing.assert_close(Context(1, 1, normalise=False)(mix)[:, 0], expected)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 1.0, 1e2, 1e6])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_normalised_waves_do_not_know_the_level(scale, channels):
+    model, mix = Blocks(2, channels, bend=0.3), waves(channels=channels)
+    torch.testing.assert_close(model(scale * mix) / scale, model(mix), atol=1e-4, rtol=1e-4)
+    raw = Blocks(2, channels, bend=0.3, normalise=False)
+    if scale != 1: assert not torch.allclose(raw(scale * mix) / scale, raw(mix), atol=1e-3)
+
+
+def test_what_the_network_sees_has_mean_zero_and_deviation_one():
+    seen = []
+    class Spy(WaveModel):
+        def network(self, x): seen.append(x); return x[:, None].expand(-1, self.stems, -1, -1)
+    mix = 5 + torch.tensor([1e-3, 1.0, 30.0])[:, None, None] * waves()
+    out = Spy()(mix); mono = seen[0].mean(1)
+    torch.testing.assert_close(mono.mean(-1), torch.zeros(3), atol=1e-3, rtol=0); torch.testing.assert_close(mono.std(-1, correction=0), torch.ones(3), atol=1e-2, rtol=0)
+    torch.testing.assert_close(out[:, 1], mix, atol=1e-4, rtol=1e-5)
+    Spy(normalise=False)(mix); assert torch.equal(seen[1], mix)
+
+
+def test_silence_constants_and_cancelling_channels():
+    model = Blocks(bend=0.3)
+    assert not model(torch.zeros(2, 2, 77)).any()
+    torch.testing.assert_close(model(torch.full((1, 2, 77), 0.25)), torch.full((1, 2, 2, 77), 0.25))
+    side = waves(1, 1); opposite = torch.cat([side, -side], 1)
+    assert model(opposite).isfinite().all() and model(opposite).abs().max() < 20 * opposite.abs().max()
+    mixed = torch.cat([waves(1), torch.zeros(1, 2, 501)])
+    torch.testing.assert_close(model(mixed)[:1], model(waves(1))); assert not model(mixed)[1].any()
+    mix = torch.zeros(2, 2, 50); mix[0] = waves(1, 2, 50)[0]; mix.requires_grad_()
+    model(mix).square().sum().backward()
+    assert mix.grad.isfinite().all() and model.bend.grad.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_waves_keep_their_precision(dtype):
+    assert Blocks().to(dtype)(waves().to(dtype)).dtype == dtype and Blocks()(waves().double()).dtype == torch.float64
+
+
+def test_a_nan_in_a_wave_does_not_reach_its_neighbours():
+    model, mix = Blocks(bend=0.3), waves(); clean = model(mix); mix[0, 0, 5] = torch.nan
+    assert torch.equal(model(mix)[1:], clean[1:]) and model(mix)[0].isnan().any()
+
+
+def test_wave_models_have_a_config_and_say_what_is_wrong():
+    model = Blocks(3, 1, block=8, bend=0.1, sample_rate=8000); again = Blocks(**json.loads(json.dumps(model.config)))
+    assert model.config == again.config == dict(stems=3, channels=1, sample_rate=8000, normalise=True, block=8, bend=0.1)
+    assert torch.equal(again(waves(1, 1)), model(waves(1, 1))) and (model.stems, model.channels, model.sample_rate) == (3, 1, 8000)
+    for call in (lambda: Blocks(0), lambda: Blocks(2, 0), lambda: model(waves()), lambda: model(waves(1, 1)[0]), lambda: model(torch.zeros(1, 1, 0)),
+                 lambda: Blocks.preset("huge"), lambda: centre_trim(torch.zeros(3), 4)):
+        with pytest.raises(SepnbError) as caught: call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(NotImplementedError): WaveModel()(waves())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 60), st.integers(0, 60))
+def test_centre_trim_takes_as_much_from_both_ends(length, more):
+    x = torch.arange(length + more); y = centre_trim(x, length)
+    assert len(y) == length and 0 <= (x[-1] - y[-1]) - (y[0] - x[0]) <= 1

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sepnb import metrics
 from sepnb.core import SepnbError
-from sepnb.metrics import framewise_energy_sdr, framewise_si_sdr, over_mixture, scale_invariant, si_sar, si_sdr, si_sir, whole_track_sdr
+from sepnb.metrics import framewise_energy_sdr, framewise_si_sdr, over_mixture, scale_invariant, si_sar, si_sdr, si_sir, silent_stems, whole_track_sdr
 
 RATE = 1000
 FRAMEWISE = (framewise_energy_sdr, framewise_si_sdr)
@@ -124,6 +124,36 @@ def test_a_silent_source_has_no_score_and_harms_no_other(metric):
     sources = SOURCES.clone(); sources[1] = 0
     scores = metric(ESTIMATES, sources)
     assert scores[1].isnan() and scores[[0, 2]].isfinite().all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from(["source", "estimate", "side", "none"]), min_size=3, max_size=3))
+def test_every_missing_score_has_a_reason(faults):
+    sources, estimates = SOURCES.clone(), ESTIMATES.clone()
+    for s, fault in enumerate(faults):
+        if fault == "source": sources[s] = 0
+        if fault == "estimate": estimates[s] = 0
+        if fault == "side": sources[s, 1] = -sources[s, 0] # silent as a sum, heard by "joint"
+    reasons = {"source": "silent source", "estimate": "silent estimate", "side": "silent source", "none": ""}
+    assert silent_stems(estimates, sources) == [reasons[f] for f in faults]
+    joint = silent_stems(estimates, sources, channels="joint")
+    assert joint == [reasons[f] if f != "side" else "" for f in faults]
+    for metric in (si_sdr, lambda *x, **k: scale_invariant(*x, **k).si_sar):
+        assert metric(estimates, sources).isnan().tolist() == [f != "none" for f in faults]
+        assert metric(estimates, sources, channels="joint").isnan().tolist() == [bool(r) for r in joint]
+    assert whole_track_sdr(estimates, sources).isnan().tolist() == [r == "silent source" for r in joint]
+
+
+def test_views_and_lists_of_arrays():
+    backwards = ESTIMATES.numpy()[..., ::-1]
+    assert torch.equal(si_sdr(backwards, SOURCES), si_sdr(backwards.copy(), SOURCES))
+    assert torch.allclose(framewise_energy_sdr([x.double().numpy() for x in ESTIMATES], list(SOURCES), sample_rate=RATE),
+                          framewise_energy_sdr(ESTIMATES, SOURCES, sample_rate=RATE))
+    assert torch.equal(whole_track_sdr(ESTIMATES.numpy().astype(">f4"), SOURCES), whole_track_sdr(ESTIMATES, SOURCES))
+
+
+def test_every_metric_says_what_it_is_not():
+    for metric in FRAMEWISE + WHOLE + (scale_invariant,): assert " Not " in metric.__doc__, metric
 
 
 def test_a_silent_estimate_scores_zero_in_energy_ratios_and_nothing_in_si_sdr():

@@ -13,7 +13,8 @@ from sepnb.runner import run_stage
 ROOT = Path(__file__).parents[1]
 STAGES = ROOT / "nbs" / "stages"
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
-TOY = {"kind": "toy", "songs": 3, "seconds": 4.0, "sample_rate": 8000, "stems": ["backing", "guitar"]}
+MODELS = PARAMS["models"] | PARAMS["more_models"]
+TOY = {"kind": "toy", "songs": 4, "seconds": 4.0, "sample_rate": 8000, "stems": ["backing", "guitar"]}
 
 
 def pages(folder):
@@ -32,12 +33,12 @@ def project(tmp_path_factory):
 
 
 def train(name, out):
-    block = PARAMS["models"][name]
+    block = MODELS[name]
     run_stage(STAGES / "train.ipynb", f"{out}/train-{name}.ipynb", dict(
-        name=name, model=block["model"], **block["smoke"], tracks="data/tracks", out=f"{out}/{name}", history=f"{out}/{name}.csv", device="cpu"))
+        name=name, model=block["model"], **block["smoke"], tracks="data/tracks", out=f"{out}/{name}", history=f"{out}/{name}.csv", state=f"{out}/state-{name}.safetensors", device="cpu"))
 
 
-@pytest.mark.parametrize("name", list(PARAMS["models"]))
+@pytest.mark.parametrize("name", list(MODELS))
 def test_a_model_trains_and_is_evaluated(name, project, monkeypatch):
     monkeypatch.chdir(project)
     train(name, "runs")
@@ -45,6 +46,20 @@ def test_a_model_trains_and_is_evaluated(name, project, monkeypatch):
         system=f"runs/{name}", name=name, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", excerpt=f"runs/excerpts/{name}", device="cpu"))
     scores = json.loads(Path(f"reports/scores/{name}.json").read_text())
     assert set(scores) == {"backing", "guitar"} and all(s["frames"] >= 3 for s in scores.values())
+
+
+@pytest.mark.parametrize("name", list(PARAMS["postnets"]))
+def test_a_postnet_learns_from_estimates_and_is_evaluated(name, project, monkeypatch):
+    monkeypatch.chdir(project)
+    block = PARAMS["postnets"][name]; base = MODELS[block["base"]]
+    train(block["base"], "runs")
+    shared = dict(name=name, base=f"runs/{block['base']}", sample_rate=4000, tracks="data/tracks", device="cpu")
+    run_stage(STAGES / "estimate.ipynb", f"reports/estimate-{name}.ipynb", dict(shared, model=base["model"], **base["smoke"], folds=block["folds"], out=f"runs/estimates/{name}"))
+    run_stage(STAGES / "postnet.ipynb", f"reports/postnet-{name}.ipynb", dict(
+        shared, model=block["model"], **block["smoke"], estimates=f"runs/estimates/{name}", out=f"runs/{name}", history=f"reports/{name}.csv"))
+    run_stage(STAGES / "evaluate.ipynb", f"reports/evaluate-{name}.ipynb", dict(
+        system=f"runs/{name}", name=name, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", excerpt=f"runs/excerpts/{name}", device="cpu"))
+    assert all(s["frames"] >= 3 for s in json.loads(Path(f"reports/scores/{name}.json").read_text()).values())
 
 
 def test_the_same_seed_gives_the_same_bytes(project, monkeypatch):

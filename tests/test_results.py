@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sepnb.audio import load_audio
+from sepnb.campaign import evaluate_songs
 from sepnb.core import SepnbError, atomic_path, derive_seed, digest, gain_to_amplitude, order_stems, pick_device, power_to_db, seed_everything, write_text
 from sepnb.data.tracks import find_tracks, write_track
-from sepnb.evaluate import METRICS, evaluate_songs, excerpt_truth, excerpt_writer, find_song, read_rows, score_song, separate_song, song_table, summary, write_rows
-from sepnb.report import gap_closed, order_faults, page_table, players, read_scores, result_rows, results_table, source_commit
+from sepnb.evaluate import METRICS, ExcerptWriter, excerpt_truth, find_song, read_rows, score_song, separate_song, song_table, songs_heard, statistics_rows, summary, write_rows
+from sepnb.report import gap_closed, order_faults, page_table, paired_rows, players, read_scores, result_rows, results_table, source_commit
 from sepnb.runner import normalise, page, render, run_stage
 from sepnb.separator import build
 from sepnb.synth import chirp, click, noise, times, tone, toy_sources
@@ -75,7 +76,7 @@ def songs(tmp_path):
 
 
 def test_every_song_and_stem_is_scored_and_one_excerpt_is_kept(songs, tmp_path):
-    rows = evaluate_songs(build("irm", STEMS), songs, duration_s=3.0, keep=excerpt_writer(tmp_path / "kept", song="song 1", seconds=1.0))
+    rows = evaluate_songs(build("irm", STEMS), songs, duration_s=3.0, keep=ExcerptWriter(tmp_path / "kept", song="song 1", seconds=1.0))
     assert {(r["song"], r["stem"]) for r in rows} == {(f"song {i}", s) for i in range(2) for s in STEMS} and len(rows) == 2 * 2 * 3
     truth, rate = excerpt_truth(find_song(songs, "song 1"), duration_s=3.0, excerpt_s=1.0)
     kept = torch.stack([load_audio(tmp_path / "kept" / f"{s}.flac")[0] for s in STEMS])
@@ -90,6 +91,27 @@ def test_what_cannot_be_evaluated_is_said(songs):
         evaluate_songs(build("mixture", ["guitar"]), songs)
     with pytest.raises(SepnbError, match="song 9"):
         find_song(songs, "song 9")
+
+
+def test_the_four_ways_count_what_they_drop():
+    values = {("a", "vocals"): (1.0, 2.0, 6.0, math.nan), ("a", "drums"): (math.nan,) * 4, ("b", "vocals"): (5.0, 5.0), ("b", "drums"): (4.0, math.inf)}
+    rows = [row(song, n, v, stem) for (song, stem), heap in values.items() for n, v in enumerate(heap)]
+    ways = {(r["way"], r["stem"]): r for r in statistics_rows(rows, metric="si_sdr")}
+    assert ways["song", "vocals"]["median"] == 3.5 and ways["song", "vocals"]["values"] == 2 # medians 2 and 5
+    assert ways["pooled", "vocals"]["median"] == 5.0 and ways["pooled", "vocals"]["nan"] == 1
+    assert ways["pooled", "drums"]["infinite"] == 1 and ways["pooled", "drums"]["nan"] == 4
+    assert ways["pooled", "all"]["median"] == 4.5 and ways["pooled", "all"]["values"] == 6
+    with pytest.raises(SepnbError, match="metric"):
+        statistics_rows(rows, metric="sdr")
+
+
+def test_systems_are_paired_by_song_not_by_order():
+    one = [row(song, 0, v) for song, v in zip("abcdef", (1.0, 5.0, 2.0, 8.0, 3.0, 9.0))]
+    two = [row(song, 0, v + 1) for song, v in reversed(list(zip("abcdef", (1.0, 5.0, 2.0, 8.0, 3.0, 9.0))))]
+    found = paired_rows(dict(mixture=one, net=two), against="mixture", metric="si_sdr")[0]
+    assert (found["difference"], found["low"], found["high"], found["better"], found["worse"]) == (1.0, 1.0, 1.0, 6, 0) and found["p"] == pytest.approx(2 / 2**6)
+    with pytest.raises(SepnbError, match="net"):
+        paired_rows(dict(net=one), against="mixture", metric="si_sdr")
 
 
 def table_of(**systems):
@@ -200,3 +222,12 @@ def test_pages_hold_no_script_and_no_network():
     html = render(nb, title="t")
     assert "<script" not in html and "src=\"http" not in html and "<details" in html and "<msup>" in html and "viewport" in html
     assert "index.html" not in page("x", title="index")
+
+
+def test_songs_that_a_model_knows_are_refused_or_marked():
+    manifest = [dict(song=s, sha256=h) for s, h in (("a", "01"), ("b", "02"))]
+    assert songs_heard(dict(trained_on=["03"]), manifest) == [] == songs_heard({}, manifest)
+    with pytest.raises(SepnbError, match="1 of 2 songs were used to train this model .b.") as error:
+        songs_heard(dict(trained_on=["02"]), manifest)
+    assert "\n" not in str(error.value)
+    assert songs_heard(dict(trained_on=["02"]), manifest, allow=True) == ["b"]

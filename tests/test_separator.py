@@ -1,10 +1,14 @@
 """The contract: any length, rate, number of channels; overlap-add is a partition of unity."""
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from sepnb.audio import resample
 from sepnb.core import SepnbError
-from sepnb.separator import Separator, build, fade_weights, overlap_add, register, segment_starts, separate, split_channels, systems
+from sepnb.separator import (Separator, build, configure, cross_fade, fade_weights, mean_of, overlap_add, overlap_add_blocks, register, segment_starts, segments,
+                             separate, shift_leads, split_channels, stream, systems)
 
 
 class Identity(Separator):
@@ -107,3 +111,141 @@ def test_names():
         register("irm", kind="bound", summary="another")(Identity)
     with pytest.raises(SepnbError, match="overlap"):
         segment_starts(10, 5, 1.0)
+
+
+# ---- streaming
+
+def cut_at_random(x, seed, longest):
+    "A signal in blocks of random lengths."
+    generator, blocks = torch.Generator().manual_seed(seed), []
+    while x.shape[-1]:
+        n = int(torch.randint(1, longest + 1, (1,), generator=generator)); blocks.append(x[..., :n]); x = x[..., n:]
+    return blocks
+
+
+@settings(deadline=None, max_examples=60)
+@given(length=st.integers(1, 3000), segment=st.integers(1, 4000), overlap=st.floats(0, 0.95), weighting=st.sampled_from(["trapezoid", "triangle"]),
+       power=st.sampled_from([0.5, 1.0, 2.0, 8.0]), batch=st.integers(1, 4), longest=st.integers(1, 2000))
+def test_a_streamed_pass_through_returns_its_input(length, segment, overlap, weighting, power, batch, longest):
+    if length / max(1, segment * (1 - overlap)) > 300 or length / longest > 300:
+        return
+    x = torch.randn(2, length, generator=torch.Generator().manual_seed(length))
+    out = list(overlap_add_blocks(lambda starts, p: p[:, None], cut_at_random(x, segment, longest), segment=segment, overlap=overlap, weighting=weighting, power=power, batch=batch))
+    error = (torch.cat(out, -1)[0] - x).abs().max()
+    assert error <= 1e-6 * max(1, x.abs().max()) and 20 * torch.log10(error / x.abs().max() + 1e-12) < -80
+
+
+@settings(deadline=None, max_examples=40)
+@given(length=st.integers(1, 5000), segment=st.integers(1, 5000), overlap=st.floats(0, 0.99), longest=st.integers(20, 6000))
+def test_streamed_segments_are_those_of_the_whole(length, segment, overlap, longest):
+    starts = segment_starts(length, segment, overlap)
+    if len(starts) > 500:
+        return
+    found = list(segments(cut_at_random(torch.arange(float(length))[None], length, longest), segment=segment, overlap=overlap))
+    assert [start for start, _ in found] == starts
+    assert all(torch.equal(x[0], torch.arange(start, start + min(segment, length), dtype=x.dtype)) for start, x in found)
+
+
+class Coloured(Fixed):
+    "Not a pass-through: what it returns depends on where a segment begins and ends."
+    def estimate(self, mix, sources=None):
+        ramp = torch.linspace(0.5, 1.5, mix.shape[-1]).to(mix)
+        return torch.stack([mix * ramp, mix * ramp.flip(0)])
+
+
+@pytest.mark.parametrize("channels,rate,length,how", [
+    (1, 44100, 30001, {}), (2, 16000, 9001, dict(weighting="triangle", overlap=0.5)), (5, 8000, 4999, dict(batch=3)), (2, 22050, 12000, dict(shifts=3, seed=4)),
+    (2, 11025, 8000, dict(shifts=2, batch=2, weighting="triangle", power=2.0)), (2, 48000, 1, dict(shifts=1)), (2, 16000, 700, {}), (2, 16000, 800, {})])
+def test_streaming_and_memory_give_the_same_bits(channels, rate, length, how):
+    x = torch.randn(channels, length, generator=torch.Generator().manual_seed(length))
+    system = configure(Coloured(["a", "b"]), **how)
+    whole = torch.stack(list(separate(system, x, rate).values()))
+    for longest in (700, 10**5):
+        parts = torch.cat(list(stream(system, cut_at_random(x, 1, longest), rate)), -1)
+        assert parts.shape == (2, channels, length) and torch.equal(parts, whole)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_shares_sum_to_the_mixture_without_a_seam(scale, rate):
+    t = torch.arange(rate * 2) / rate
+    x = scale * torch.stack([torch.sin(2 * torch.pi * 440 * t), torch.cos(2 * torch.pi * 1000 * t)])
+    for how in (dict(), dict(weighting="triangle", overlap=0.25), dict(shifts=2)):
+        out = sum(separate(configure(Fixed(["a", "b"]), **how), x, rate).values())
+        there_and_back = resample(resample(x, rate, 16000), 16000, rate)[:, :x.shape[-1]] # the tones' sudden ends ring in the filters
+        assert 20 * torch.log10((out - there_and_back).abs().max() / scale) < -100
+
+
+def test_jobs_and_batches_do_not_change_the_numbers():
+    x = torch.randn(2, 20000)
+    one, many = separate(Coloured(["a", "b"]), x, 16000), separate(configure(Coloured(["a", "b"]), jobs=3, batch=2), x, 16000)
+    assert all((one[k] - many[k]).abs().max() < 1e-6 for k in one)
+
+
+def test_an_error_in_a_thread_comes_through():
+    class Bad(Fixed):
+        def estimate(self, mix, sources=None): raise RuntimeError("bad")
+    with pytest.raises(RuntimeError, match="bad"):
+        separate(configure(Bad(["a", "b"]), jobs=2), torch.randn(2, 5000), 16000)
+
+
+def test_bounds_see_the_sources_of_their_segment():
+    class Oracle(Separator):
+        needs_sources, segment_s, sample_rate = True, 0.1, 8000
+        def estimate(self, mix, sources=None):
+            assert torch.allclose(sources.sum(0), mix, atol=1e-4)
+            return sources
+    sources = torch.randn(3, 2, 22050)
+    sources = torch.nn.functional.avg_pool1d(sources, 9, stride=1, padding=4) # little above 4 kHz
+    for how in (dict(), dict(shifts=2), dict(batch=4)):
+        out = separate(configure(Oracle(["a", "b", "c"]), **how), sources.sum(0), 22050, sources=sources)
+        direct = separate(configure(Oracle(["a", "b", "c"]), segment_s=60), sources.sum(0), 22050, sources=sources)
+        assert all(torch.allclose(out[k], direct[k], atol=1e-5) for k in out)
+    with pytest.raises(SepnbError, match="bound"):
+        next(stream(Oracle(["a", "b", "c"]), [torch.randn(2, 9)], 8000))
+
+
+def test_shifts_are_drawn_from_the_seed_and_undone():
+    assert shift_leads(4, 100, seed=1) == shift_leads(4, 100, seed=1) != shift_leads(4, 100, seed=2)
+    assert shift_leads(0, 100, seed=1) == [0] and set(shift_leads(50, 3, seed=0)) == {0, 1, 2, 3}
+    x = torch.randn(2, 30000)
+    first, again, other = (separate(configure(Coloured(["a", "b"]), shifts=3, seed=seed), x, 16000)["a"] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    runs = []
+    for lead in shift_leads(3, 8000, seed=1): # by hand, on the whole
+        late = torch.nn.functional.pad(x, (lead, 0))
+        runs.append(separate(Coloured(["a", "b"]), late, 16000)["a"][:, lead:])
+    assert (sum(runs) / 3 - first).abs().max() < 1e-6
+
+
+def test_the_mean_of_streams_does_not_mind_their_blocks():
+    x, y = torch.randn(2, 3, 1000)
+    out = torch.cat(list(mean_of([iter(cut_at_random(x, 1, 90)), iter(cut_at_random(y, 2, 300))])), -1)
+    assert torch.equal(out, (x + y) / 2)
+    assert list(cross_fade([], None)) == [] and list(segments([], segment=3, overlap=0)) == []
+
+
+def test_held_samples_do_not_grow_with_the_song():
+    class Watch(Separator):
+        segment_s, overlap, sample_rate = 0.5, 0.25, 8000
+        def estimate(self, mix, sources=None): return mix[None].clone()
+    for how in (dict(), dict(shifts=3), dict(batch=3, jobs=2)):
+        alive, most = weakref.WeakSet(), []
+        def blocks(count):
+            for _ in range(count):
+                x = torch.zeros(1, 1000); alive.add(x); most.append(len(alive)); yield x
+        peaks = []
+        for count in (60, 240):
+            most.clear(); made = sum(part.shape[-1] for part in stream(configure(Watch(["a"]), **how), blocks(count), 11025)); peaks.append(max(most))
+            assert made == count * 1000
+        assert peaks[1] <= peaks[0] + 2
+
+
+def test_settings_that_cannot_work():
+    class Whole(Identity):
+        segment_s = None
+    for system, bad in ((Identity(["a", "b"]), dict(segment_s=0)), (Identity(["a", "b"]), dict(batch=0)), (Identity(["a", "b"]), dict(jobs=True)),
+                        (Identity(["a", "b"]), dict(overlap="much")), (Whole(["a", "b"]), dict(segment_s=3.0)), (Identity(["a", "b"]), dict(wings=2))):
+        with pytest.raises(SepnbError):
+            configure(system, **bad)
+    assert separate(Whole(["a", "b"]), torch.ones(1, 9), 8000)["a"].shape == (1, 9)

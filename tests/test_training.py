@@ -4,14 +4,17 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from hypothesis import given, settings, strategies as st
 
 from sepnb.core import SepnbError, seed_everything
 from sepnb.data.augment import augment
-from sepnb.data.bank import StemBank, draw, excerpt_starts, fixed_excerpts
+from sepnb.data.bank import StemBank, draw, excerpt_starts, fixed_excerpts, load_bank, mapped_bank
+from sepnb.data.tracks import find_tracks, load_track, write_track
 from sepnb.models.mask_rnn import DeepMaskInference
 from sepnb.synth import toy_sources
 from sepnb.train.checkpoint import build_model, load_checkpoint, load_separator, model_class, open_system, save_checkpoint
+from sepnb.train.state import Run, Snapshot
 from sepnb.train.loop import Recipe, fit, read_history, recipe_from, train_epoch, valid_epoch, write_history
 
 
@@ -81,16 +84,17 @@ def test_the_same_seed_gives_the_same_weights():
     assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values()))
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     net = small()
     broken = bank()
     net.eval()
     with torch.no_grad():
         next(net.parameters()).fill_(math.nan)
-    optimiser = torch.optim.SGD(net.parameters(), lr=1.0)
+    run = Run(net, torch.optim.SGD(net.parameters(), lr=1.0), torch.Generator().manual_seed(0))
     kept = [p.clone() for p in net.parameters()]
-    with pytest.raises(SepnbError, match="loss became nan at step 0"):
-        train_epoch(net, broken, optimiser, recipe(), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(SepnbError, match="loss became nan at step 0.*the batch is in") as error:
+        train_epoch(run, broken, recipe(), evidence=tmp_path / "batch.safetensors")
+    assert load_file(tmp_path / "batch.safetensors")["sources"].shape == (2, 2, 2, 2000) and "\n" not in str(error.value)
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(kept, net.parameters()))
 
 
@@ -166,3 +170,49 @@ def test_a_trained_model_is_a_separator(tmp_path):
     assert isinstance(open_system("m", runs=tmp_path, device="cpu"), type(separator))
     with pytest.raises(SepnbError, match="checkpoint"):
         open_system(str(tmp_path / "none"))
+
+
+def split(folder):
+    for i in range(3):
+        sources = toy_sources(seed_everything(i), seconds=1.0 + 0.37 * i, sample_rate=8000, stems=["drums", "vocals"])
+        write_track(folder, "train", f"song {i}", dict(zip(("drums", "vocals"), sources)), 8000)
+    return find_tracks(folder, split="train")
+
+
+@pytest.mark.parametrize("rate,channels", [(None, None), (16000, None), (5512, 1)])
+def test_a_mapped_bank_is_the_bank(tmp_path, rate, channels):
+    tracks = split(tmp_path)
+    one, two = load_bank(tracks, sample_rate=rate, channels=channels), mapped_bank(tracks, tmp_path / "bank.pcm", sample_rate=rate, channels=channels)
+    assert torch.equal(one.pcm, two.pcm) and torch.equal(one.lengths, two.lengths) and one.sample_rate == two.sample_rate
+    stamp = (tmp_path / "bank.pcm").stat().st_mtime_ns
+    assert torch.equal(mapped_bank(tracks, tmp_path / "bank.pcm", sample_rate=rate, channels=channels).pcm, one.pcm)
+    assert (tmp_path / "bank.pcm").stat().st_mtime_ns == stamp, "it was made again without need"
+
+
+def test_a_bank_that_could_not_be_finished_is_not_used(tmp_path, monkeypatch):
+    tracks, path = split(tmp_path), tmp_path / "bank.pcm"
+    calls = []
+    def broken(track, **settings):
+        calls.append(track)
+        if len(calls) == 2: raise SepnbError("the disk is full")
+        return load_track(track, **settings)
+    monkeypatch.setattr("sepnb.data.bank.load_track", broken)
+    with pytest.raises(SepnbError, match="disk is full"):
+        mapped_bank(tracks, path)
+    assert not path.exists() and not list(tmp_path.glob(".bank*"))
+    assert torch.equal(mapped_bank(tracks, path).pcm, load_bank(tracks).pcm)
+    (tmp_path / "bank.pcm.json").unlink() # killed between the two files
+    assert torch.equal(mapped_bank(tracks, path).pcm, load_bank(tracks).pcm)
+
+
+def test_a_card_says_how_songs_are_cut(tmp_path):
+    separator = load_separator(saved(tmp_path / "m", card=dict(inference=dict(segment_s=0.5, overlap=0.5, batch=3, shifts=2))), device="cpu")
+    assert (separator.segment_s, separator.overlap, separator.batch, separator.shifts, separator.weighting) == (0.5, 0.5, 3, 2, "triangle")
+    x = torch.randn(2, 12000)
+    first, again = separator(x, 8000), separator(x, 8000)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    separator.batch = 1
+    assert all((first[k] - v).abs().max() < 1e-5 for k, v in separator(x, 8000).items())
+    for inference in (dict(wings=2), dict(overlap=1.0), [1], dict(model=3)):
+        with pytest.raises(SepnbError, match="inference"):
+            load_separator(saved(tmp_path / "bad", card=dict(inference=inference)), device="cpu")

@@ -3,7 +3,8 @@
 usage: python tests/bench/bsseval.py [--seconds 30] [--repeats 3] [--signal noise|music] [--stems 4] [--threads 2] [--device cpu]
 
 Four stereo stems at 44.1 kHz, single precision. `music`: toy songs with the noise floor of 16 bits. Runs alternate (ours, museval, ours, …) and
-medians are printed; peak memory (Linux) is measured in a process of its own each, inputs included, above what was in use before they were made.
+medians of clock and processor time are printed: other work on the machine spoils the clock, hardly the second. Peak memory (Linux) is measured in a
+process of its own each, above what was in use before the inputs were read: with the inputs (as singles), and what came on top of them.
 """
 import argparse
 import statistics
@@ -57,7 +58,7 @@ def memory(args):
 def print_memory(name, folder):
     out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory", name, "--folder", folder], capture_output=True, text=True, check=True).stdout.split()
     inputs, peak = map(float, out[-2:])
-    print(f"peak memory of {name}: {peak:.0f} MB with inputs of {inputs:.0f} MB: {peak / inputs:.2f} times")
+    print(f"peak memory of {name}: {peak:.0f} MB with inputs of {inputs:.0f} MB: {peak / inputs:.2f} times; on top of the inputs {peak - inputs:.0f} MB, {peak / inputs - 1:.2f} times")
 
 
 def main():
@@ -77,10 +78,12 @@ def main():
     pair = make(args); times = {name: [] for name in RUNS}; scores = {}
     for _ in range(args.repeats):
         for name, run in RUNS.items():
-            start = time.perf_counter(); scores[name] = torch.stack(run(*pair, sample_rate=RATE)); times[name].append(time.perf_counter() - start)
-    ours, theirs = (statistics.median(t) for t in times.values())
-    print(f"{args.seconds:g} s, {args.stems} stereo stems of {args.signal}, {args.threads} threads, median of {args.repeats}: "
-          f"sepnb {ours:.2f} s (best {min(times['sepnb']):.2f}), museval {theirs:.2f} s (best {min(times['museval']):.2f}), {theirs / ours:.1f} times faster")
+            start = time.perf_counter(), time.process_time(); scores[name] = torch.stack(run(*pair, sample_rate=RATE))
+            times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    print(f"{args.seconds:g} s, {args.stems} stereo stems of {args.signal}, {args.threads} threads, median of {args.repeats}:")
+    for kind, ours, theirs in zip(("clock", "processor"), zip(*times["sepnb"]), zip(*times["museval"])):
+        mine, other = statistics.median(ours), statistics.median(theirs)
+        print(f"  {kind:9} sepnb {mine:.2f} s (best {min(ours):.2f}), museval {other:.2f} s (best {min(theirs):.2f}): {other / mine:.1f} times faster")
     off = (scores["sepnb"] - scores["museval"]).abs().nan_to_num(0).amax((1, 2)).tolist()
     print("largest deviation, dB: " + ", ".join(f"{k} {v:.1e}" for k, v in zip(("SDR", "ISR", "SIR", "SAR"), off)))
     if args.skip_memory: return
