@@ -1,5 +1,7 @@
 # make repro  set up .venv, get the data, run the whole pipeline
 # make test   set up .venv, run every test          make lab  open JupyterLab
+# make wheels  both wheels in dist/                make costs  time every system, for the report
+# make docs   the book and the reference as a site: _docs/index.html
 # make smoke  the pipeline on toy music in a temporary copy, in a minute
 # CUDA:       make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126
 SHELL := /bin/bash
@@ -44,6 +46,7 @@ $(VENV)/.ok: requirements.txt constraints.txt settings.ini setup.py
 	python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel
 	$(if $(TORCH_INDEX),python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch || echo "no torch from $(TORCH_INDEX): taking the default build")
 	python -m pip install -q -c constraints.txt -r requirements.txt
+	python -m pip install -q -c constraints.txt --no-deps tinysoundfont # the library for sound cards that it names is not needed
 	python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -53,7 +56,35 @@ $(REFS)/.ok: tests/references.txt constraints.txt | $(VENV)/.ok
 	python -m pip install -q --no-deps --upgrade --target $(REFS)/demucs2 demucs==2.0.3 # the last with Conv-TasNet
 	touch $@
 
+# the site: the book and the reference, from the notebooks as they are and the reports as they are
+docs: setup $(VENV)/.docs
+	python -m sepnb.docs
+
+$(VENV)/.docs: requirements-docs.txt constraints.txt | $(VENV)/.ok
+	python -m pip install -q -c constraints.txt -r requirements-docs.txt
+	touch $@
+
+# axe-core, for the tests in a browser; without npm they are skipped
+BROWSER := tests/browser/node_modules/.ok
+$(BROWSER): tests/browser/package-lock.json
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund --ignore-scripts --prefix tests/browser || echo "npm could not fetch axe-core: accessibility tests will be skipped" >&2; fi
+	@mkdir -p $(@D) && touch $@
+
+test: $(VENV)/.docs $(BROWSER)
+chapters: $(VENV)/.docs
+
+# both wheels in dist/: the package, and the weights (MIT) that make it work offline
+wheels: setup
+	python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	sepnb weights install spleeter-2stems -o weights/sepnb_weights/spleeter-2stems
+	python -m pip wheel -q --no-deps --no-build-isolation -w dist ./weights
+
+# what each system costs, on this machine: the report shows it; after make repro
+costs: setup
+	python tests/bench/systems.py
+
 clean:
 	rm -rf $(VENV) $(REFS) build *.egg-info .pytest_cache .hypothesis
 
-.PHONY: repro test lab smoke chapters setup clean
+.PHONY: repro test lab smoke chapters docs wheels costs setup clean

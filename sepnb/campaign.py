@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .core import SepnbError, code_digest
+from .core import SepnbError, code_digest, seed_everything, write_text
 from .data.tracks import Track, load_track
 from .evaluate import middle, score_song, separate_song
 from .separator import Separator
+from .train.checkpoint import system_folder
 
 # %% ../nbs/82_campaign.ipynb #a70be6bb
 def score_track(separator: Separator, # any system
@@ -36,18 +37,22 @@ def score_track(separator: Separator, # any system
     except SepnbError as e: raise SepnbError(f"song '{track.name}': {e}") from e
 
 # %% ../nbs/82_campaign.ipynb #a0d057c9
+def _whole_lines(path: Path) -> list: # what each line says, up to the first that is torn
+    found = []
+    for line in (path.read_bytes().splitlines(keepends=True) if path.is_file() else ()):
+        try: found.append(json.loads(line.decode("utf-8") if line.endswith(b"\n") else ""))
+        except ValueError: break
+    return found
+
 class ScoreStore:
-    "Rows of finished songs in a file, appended song by song. An unfinished last line is dropped; a file with another fingerprint starts afresh."
+    "Rows of finished songs in a file, appended song by song. What follows a torn line is dropped; a file with another fingerprint starts afresh."
     def __init__(self, path: str | Path, # the file
                  *, fingerprint: str, # of what the rows depend on, see `fingerprint`
                 ):
         self.path, self.songs = Path(path), {}
-        text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-        lines = text[:text.rfind("\n") + 1].splitlines()
-        if not lines or json.loads(lines[0]) != fingerprint: lines = [json.dumps(fingerprint)]
-        self.songs = {song: rows for song, rows in map(json.loads, lines[1:])}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        found = _whole_lines(self.path)
+        if found[:1] == [fingerprint]: self.songs = dict(found[1:])
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in (fingerprint, *self.songs.items())))
 
     def add(self, song: str, rows: list[dict]) -> None:
         "Remember a song, on the disk before this returns. Raises `SepnbError` if the disk is full."
@@ -62,17 +67,18 @@ class ScoreStore:
 
 # %% ../nbs/82_campaign.ipynb #8acdc280
 def fingerprint(system: str, # registered name, or the folder of a checkpoint
-                **facts, # settings, data hash, duration_s, seed …; plain data
+                **facts, # settings, data hash, duration_s, seed, device …; plain data
                ) -> str: # 64 hexadecimal digits
     "What scores depend on: the system (and its weights), the facts, and the code of this package."
-    weights = [p.read_text(encoding="utf-8") for p in sorted(Path(system).rglob("model.json"))] # cards hold the digests of their weights
+    folder = system_folder(system) # cards hold the digests of their weights
+    weights = [p.read_text(encoding="utf-8") for p in sorted(folder.rglob("model.json"))] if folder else []
     return hashlib.sha256(json.dumps([system, facts, weights, code_digest()], sort_keys=True).encode()).hexdigest()
 
 # %% ../nbs/82_campaign.ipynb #295b021e
 _WORKER: dict = {} # what a worker process was given at its start
 
-def _start(separator: Separator, threads: int) -> None:
-    torch.set_num_threads(threads); _WORKER["separator"] = separator
+def _start(separator: Separator, seed: int, threads: int) -> None:
+    seed_everything(seed, threads=threads); _WORKER["separator"] = separator
 
 def _work(track: Track, duration_s: float, keep) -> list[dict]:
     return score_track(_WORKER["separator"], track, duration_s=duration_s, keep=keep)
@@ -83,7 +89,8 @@ def _spread(separator: Separator, tracks: Sequence[Track], *, duration_s: float,
         for track in tracks: yield track, score_track(separator, track, duration_s=duration_s, keep=keep)
         return
     here = importlib.import_module("sepnb.campaign") # a fresh process finds its functions by name, in the package
-    pool = ProcessPoolExecutor(min(jobs, len(tracks)), mp_context=get_context("spawn"), initializer=here._start, initargs=(separator, torch.get_num_threads()))
+    pool = ProcessPoolExecutor(min(jobs, len(tracks)), mp_context=get_context("spawn"), initializer=here._start,
+                               initargs=(separator, torch.initial_seed(), torch.get_num_threads()))
     try:
         futures = {pool.submit(here._work, track, duration_s, keep): track for track in tracks}
         for future in as_completed(futures): yield futures[future], future.result()

@@ -129,9 +129,10 @@ def read_rows(path: str | Path, # written by `write_rows`
 # %% ../nbs/80_evaluate.ipynb #d802b8b6
 def write_summary(path: str | Path, # file to be written
                   rows: Sequence[dict], # rows of `score_song`
+                  *, settings: Mapping | None = None, # how the system separated, see `sepnb.train.checkpoint.separation`; plain data
                  ) -> None:
-    "Write `summary` as JSON, atomically."
-    write_text(path, json.dumps(summary(rows), indent=1) + "\n")
+    "Write `summary` as JSON, atomically, beside the settings that it was made with."
+    write_text(path, json.dumps(dict(settings=dict(settings or {}), stems=summary(rows)), indent=1) + "\n")
 
 # %% ../nbs/80_evaluate.ipynb #b10000aa
 def excerpt(x: torch.Tensor, # `(..., t)`

@@ -126,10 +126,10 @@ STYLE = """
 body { color: var(--ink); background: var(--paper); font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem }
 a { color: var(--link) } a.anchor-link { display: none } nav { font-size: .9rem; border-bottom: 1px solid var(--line); padding-bottom: .5rem }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 2.2rem } blockquote { margin: 0; font-size: 1.15rem; opacity: .85 }
-pre, code { font: .86rem/1.45 ui-monospace, monospace } pre { background: var(--faint); padding: .6rem .8rem; overflow-x: auto; border-radius: 4px }
+pre, code { font: .86rem/1.45 ui-monospace, monospace } pre { background: var(--faint); padding: .6rem .8rem; overflow-x: auto; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem } caption { text-align: left; font-weight: 600; padding: .8rem 0 .3rem }
 th, td { padding: .25rem .7rem; border: 0; border-bottom: 1px solid var(--line); text-align: left } thead th { border-bottom: 2px solid var(--line) } table.dataframe { border: 0 }
-img { max-width: 100%; height: auto; background: #fff } .jp-RenderedHTMLCommon, .output_subarea, .output_html { overflow-x: auto }
+.text_cell_render td { overflow-wrap: anywhere } img { max-width: 100%; height: auto; background: #fff } .jp-RenderedHTMLCommon, .output_subarea, .output_html { overflow-x: auto }
 details summary { cursor: pointer; color: var(--link); font-size: .9rem } audio { height: 2rem }
 """
 
@@ -159,7 +159,8 @@ def render(nb, # executed notebook (nbformat node)
     config = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={"hide-input"}))
     exporter = HTMLExporter(config=config, raw_template=FOLDED, exclude_input_prompt=True, exclude_output_prompt=True)
     body, _ = exporter.from_notebook_node(copy)
-    return page(re.sub(r"<script.*?</script>|<style.*?</style>", "", body, flags=re.S), title=title)
+    body = re.sub(r"<script.*?</script>|<style.*?</style>", "", body, flags=re.S)
+    return page(body.replace('<div class="output_html', '<div tabindex="0" role="region" aria-label="output" class="output_html'), title=title)
 
 # %% ../nbs/90_runner.ipynb #28d1d79d
 CODE_PATH = dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", MKL_CBWR="AVX2", MKL_DYNAMIC="FALSE", OPENBLAS_CORETYPE="Haswell")

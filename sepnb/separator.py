@@ -205,6 +205,15 @@ class Separator:
         "Several segments; a method that can compute them at once overrides this."
         return torch.stack([self.estimate(x, None if sources is None else sources[k]) for k, x in enumerate(mix)])
 
+    @staticmethod
+    def from_pretrained(name: str, # installed weights ("spleeter-2stems"), the folder of a checkpoint, a model in `runs`, or a method without weights
+                        *, stems: Iterable[str] = (), # what shall come out, where the system leaves a choice; none: the system's own
+                        device: str = "auto", # for networks, see `pick_device`
+                        **settings, # segment_s, overlap, shifts, post_filter, …: what the system takes
+                       ) -> "Separator":
+        "A system that is ready for use, from its name or folder; fetches nothing. Raises `SepnbError` as `sepnb.train.checkpoint.open_system` does."
+        return importlib.import_module("sepnb.train.checkpoint").open_system(str(name), stems=stems, settings=settings, device=device)
+
 # %% ../nbs/40_separator.ipynb #308df30d
 _SETTINGS = dict(segment_s=lambda v: v > 0, overlap=lambda v: 0 <= v < 1, weighting=lambda v: v in ("trapezoid", "triangle"), power=lambda v: 0 < v <= 8,
                  batch=lambda v: v >= 1, jobs=lambda v: v >= 1, shifts=lambda v: v >= 0, max_shift_s=lambda v: 0 <= v <= 60, seed=lambda v: v >= 0)
@@ -225,9 +234,11 @@ def configure(separator: Separator, # is changed
 # %% ../nbs/40_separator.ipynb #3c713925
 def _estimate(separator: Separator, starts: list[int], x: torch.Tensor) -> torch.Tensor: # (b, 1 or 1 + s, c, t) → (b, s, c, t), in channel groups
     groups = split_channels(x.shape[2], separator.channels); width = separator.channels or x.shape[2]
-    parts = torch.stack([match_channels(x[:, :, group], width) for group in groups], 1).flatten(0, 1)
+    whole = len(groups) == 1 # then nothing is copied
+    parts = match_channels(x, width) if whole else torch.stack([match_channels(x[:, :, group], width) for group in groups], 1).flatten(0, 1)
     with torch.inference_mode(): out = separator.estimate_batch(parts[:, 0], parts[:, 1:] if separator.needs_sources else None)
     if out.shape[1] != len(separator.stems): raise RuntimeError(f"{type(separator).__name__} returned {out.shape[1]} stems, it names {len(separator.stems)}")
+    if whole and len(groups[0]) == width: return out
     out = out.unflatten(0, (-1, len(groups)))
     return torch.cat([out[:, k] if len(group) == width else out[:, k].mean(2, keepdim=True) for k, group in enumerate(groups)], 2)
 

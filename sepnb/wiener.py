@@ -119,12 +119,15 @@ def wiener(spec: torch.Tensor, # the mixture, `(..., c, f, n)`, complex
     return out
 
 def _one_block(spec, estimates, out, level, iterations, initial, conserve, eps, exponent, spread): # writes into out
-    dtype = torch.float32 if spec.device.type == "mps" else torch.float64 # that device has no doubles
-    x = _planes(spec, dtype) / level
+    spec, estimates = _with_doubles(spec), _with_doubles(estimates)
+    x = _planes(spec, torch.float64) / level
     y = _start(x, estimates, initial, level, eps)
     for _ in range(iterations): y = _filter(y, x, eps, exponent, spread)
     if conserve: y = y + ((x - y.sum(1)) / y.shape[1])[:, None]
-    out.copy_(_complex(y * level))
+    out.copy_(_complex(y * level).to(out.dtype))
+
+def _with_doubles(x: torch.Tensor) -> torch.Tensor: # Apple's GPU has none, and single precision gives garbage: there, the processor filters
+    return x.cpu() if x.device.type == "mps" else x
 
 # %% ../nbs/12_wiener.ipynb #e7ac7b95
 def refine(estimates: torch.Tensor, # `(s, c, t)`, any method's stems

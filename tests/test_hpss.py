@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import median_filter
 
-from sepnb.classical.hpss import COMPONENTS, HPSS, component_shares, hpss_masks, median_along
+from sepnb.classical.hpss import COMPONENTS, HPSS, TWO_STAGE, WITH_RESIDUAL, TwoStageHPSS, component_shares, hpss_masks, median_along
 from sepnb.core import STEMS, SepnbError, power_to_db, seed_everything
 from sepnb.separator import build, systems
 from sepnb.stft import STFT, magnitude
@@ -177,3 +177,70 @@ def test_segments_lose_nothing():
 
 def test_nan_is_refused():
     with pytest.raises(SepnbError, match="NaN"): stacked(torch.full((2, 100), torch.nan))
+
+# Margins, binary masks
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6), bins=st.integers(8, 40), frames=st.integers(8, 40), margin=st.floats(1.01, 8), exponent=st.sampled_from([1.0, 2.0, torch.inf]),
+       log_scale=st.floats(-4, 2), silent=st.booleans())
+def test_margins_equal_librosa(seed, bins, frames, margin, exponent, log_scale, silent):
+    mag = torch.rand(1, bins, frames, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 4 * 10**log_scale
+    if silent: mag[..., frames // 2:] = 0
+    ours = hpss_masks(mag, margin=margin, exponent=exponent, time_frames=9, freq_bins=9)
+    theirs = np.stack(librosa.decompose.hpss(mag.numpy(), kernel_size=9, power=exponent, mask=True, margin=margin))
+    assert ours.shape == (3, 1, bins, frames) and np.abs(ours[:2].numpy() - theirs).max() < 1e-5
+    assert (ours.sum(0) - 1).abs().max() < 1e-12 and ours.min() >= 0
+
+def test_binary_masks_are_binary():
+    mag = magnitude(STFT(512, 128)(song(7)))
+    lasting, broad = median_along(mag, 31, dim=-1), median_along(mag, 31, dim=-2)
+    ours = hpss_masks(mag, exponent=torch.inf)
+    assert torch.equal(ours[0][lasting != broad], (lasting > broad).float()[lasting != broad]) and (ours.sum(0) == 1).all()
+
+def test_residual_is_given_to_nobody_or_to_all():
+    mix = song(8)
+    three = torch.stack(list(build("hpr", n_fft=1024, hop_length=256)(mix, RATE).values()))
+    assert build("hpr").stems == WITH_RESIDUAL and (three.sum(0) - mix).abs().max() < 1e-5
+    two = stacked(mix, ["harmonic", "percussive"], n_fft=1024, hop_length=256, margin=2.0)
+    assert torch.allclose(two, three[:2] + three[2] / 2, atol=1e-5)
+    with pytest.raises(SepnbError, match="margin"): build("hpss", margin=0.9)
+    with pytest.raises(SepnbError, match="residual"): build("hpss", ["a", "b"], assign=dict(a="residual")) # there is none without a margin
+
+# Two stages
+
+def staged(mix, stems=TWO_STAGE, rate=RATE, **kwargs):
+    windows = dict(long=dict(n_fft=8192, hop_length=2048), short=dict(n_fft=512, hop_length=128))
+    return torch.stack(list(build("hpss_two_stage", stems, **{**windows, **kwargs})(mix, rate).values()))
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+def test_chords_beats_and_a_voice(scale):
+    t = torch.arange(3 * RATE) / RATE
+    pitch = 330 * 2 ** ((2 * torch.sin(2 * torch.pi * 0.7 * t) + 0.5 * torch.sin(2 * torch.pi * 6 * t)) / 12)
+    voice = sum(torch.sin(h * 2 * torch.pi * pitch.double().cumsum(0) / RATE).float() / h for h in range(1, 6)) / 10
+    chord, beats = (tone(440, seconds=3.0) + tone(1250, seconds=3.0)) / 4, sum(click(k / 4 + 0.1, seconds=3.0, amplitude=0.9) for k in range(12))
+    parts = scale * torch.stack([chord, beats, voice])[:, None]
+    mix = parts.sum(0); out = staged(mix)
+    gain = power_to_db((mix - parts).square().sum((1, 2)) / (out - parts).square().sum((1, 2)))
+    assert (gain > 8).all() and (out.sum(0) - mix).abs().max() < 1e-5 * scale * 10
+
+def test_two_stages_are_hpss_twice():
+    mix = song(9)
+    first = HPSS(COMPONENTS, n_fft=8192, hop_length=2048, time_frames=17, freq_bins=17).estimate(mix)
+    second = HPSS(COMPONENTS, n_fft=512, hop_length=128, time_frames=17, freq_bins=17).estimate(first[1])
+    assert torch.allclose(staged(mix), torch.stack([first[0], second[1], second[0]]), atol=1e-6)
+
+def test_two_stage_assignment():
+    assert TwoStageHPSS(STEMS).shares.tolist() == [[0, 1, 0], [0.5, 0, 0], [0.5, 0, 0], [0, 0, 1]]
+    assert build("hpss_two_stage", ["backing", "guitar"], assign=dict(guitar="voice")).shares.tolist() == [[1, 0.5, 0], [0, 0.5, 1]]
+
+@pytest.mark.parametrize("wrong", [dict(long=dict(depth=3)), dict(short=dict(margin=2.0)), dict(assign=dict(kazoo="voice")), dict(long=dict(time_frames=4))])
+def test_two_stage_settings_that_cannot_work(wrong):
+    with pytest.raises(SepnbError) as error: build("hpss_two_stage", STEMS, **wrong)
+    assert "\n" not in str(error.value)
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 10**6), samples=st.integers(1, 9000), channels=st.integers(1, 3), log_scale=st.floats(-4, 2), silent=st.booleans())
+def test_two_stages_lose_nothing(seed, samples, channels, log_scale, silent):
+    mix = 10**log_scale * torch.randn(channels, samples, generator=torch.Generator().manual_seed(seed)) * (not silent)
+    out = staged(mix, STEMS)
+    assert out.shape == (4, *mix.shape) and out.isfinite().all() and (out.sum(0) - mix).abs().max() <= 1e-5 * mix.abs().max()

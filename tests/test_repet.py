@@ -176,3 +176,24 @@ def test_low_frequencies_are_background():
 
 def test_nan_is_refused():
     with pytest.raises(SepnbError, match="NaN"): stacked("repet", torch.full((2, 100), torch.nan))
+
+# Long songs
+
+def test_model_by_blocks_of_bins_equals_the_whole(monkeypatch):
+    mag = rand(2, 33, 60, seed=6); repeats = similar_frames(mag, count=7, distance=4)
+    whole = similarity_model(mag, repeats)
+    assert torch.equal(similarity_model(mag.permute(2, 0, 1).contiguous().permute(1, 2, 0), repeats), whole) # as a transform may hand it over
+    monkeypatch.setattr("sepnb.classical.repet.BINS", 5)
+    assert torch.equal(similarity_model(mag, repeats), whole)
+
+def test_a_song_in_many_pieces_equals_one(monkeypatch):
+    mix = song(7, 9 * RATE) # pieces are 256 hops long
+    for name in BOTH:
+        out = stacked(name, mix)
+        monkeypatch.setattr(REPET, "_pieces", lambda self, length: [(0, length, 0, length)]); monkeypatch.setattr(REPETSIM, "_pieces", lambda self, length: [(0, length, 0, length)])
+        assert torch.allclose(stacked(name, mix), out, atol=1e-4); monkeypatch.undo()
+
+def test_a_batch_of_one_is_not_copied_and_more_are_stacked():
+    system = build("repet", **SMALL); mix = song(8, RATE)
+    assert torch.equal(system.estimate_batch(mix[None])[0], system.estimate(mix))
+    assert torch.equal(system.estimate_batch(torch.stack([mix, 2 * mix])), torch.stack([system.estimate(mix), system.estimate(2 * mix)]))

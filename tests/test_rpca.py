@@ -1,12 +1,13 @@
 """Robust principal components: planted matrices come back, the fast way equals the direct one, and nothing is lost."""
 import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sepnb.classical.rpca import COMPONENTS, RPCA, rpca, rpca_masks, shrink, singular_pairs
+from sepnb.classical.rpca import COMPONENTS, RPCA, NotConverged, rpca, rpca_masks, shrink, singular_pairs
 from sepnb.core import STEMS, SepnbError, power_to_db, seed_everything
 from sepnb.separator import build, systems
 from sepnb.stft import STFT, magnitude
@@ -152,3 +153,9 @@ def test_scaling_the_input_scales_the_output(scale):
 
 def test_nan_is_refused():
     with pytest.raises(SepnbError, match="NaN"): stacked(torch.full((2, 100), torch.nan))
+
+def test_says_when_it_stopped_too_early():
+    low, sparse = planted(60, 50, 2, 0.05)
+    with pytest.warns(NotConverged, match="after 4 steps at a residual"): rpca(low + sparse, steps=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error"); rpca(low + sparse); rpca(torch.zeros(3, 4)); stacked(song())

@@ -216,3 +216,26 @@ def test_a_card_says_how_songs_are_cut(tmp_path):
     for inference in (dict(wings=2), dict(overlap=1.0), [1], dict(model=3)):
         with pytest.raises(SepnbError, match="inference"):
             load_separator(saved(tmp_path / "bad", card=dict(inference=inference)), device="cpu")
+
+
+def test_a_loss_with_weights_gets_them_from_the_training_songs():
+    from sepnb.models.deep_unet import MultiUNet, energy_weights
+
+    songs = bank(); songs.pcm[1] //= 4
+    seed_everything(0); net = MultiUNet(2, 2, sample_rate=8000, table="cpu", n_fft=256, hop_length=128)
+    fit(net, songs, bank((3,)), recipe(loss="weighted_magnitude_l1", segment_s=0.5, epochs=1, steps=1), generator=torch.Generator().manual_seed(0))
+    expected = energy_weights(fixed_excerpts(songs, count=32, samples=4000)).float()
+    torch.testing.assert_close(net.stem_weights, expected); assert expected.max() > 1.2
+    seed_everything(0); other = MultiUNet(2, 2, sample_rate=8000, table="cpu", n_fft=256, hop_length=128)
+    fit(other, songs, bank((3,)), recipe(segment_s=0.5, epochs=1, steps=1), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(other.stem_weights, torch.ones(2))  # not asked for
+
+
+@pytest.mark.parametrize("name, config", [
+    ("unet.SpecUNet", dict(frames=-64, widths=[4, 6])), ("unet.SpecUNet", dict(down="conv norm act", widths=[4, 6])), ("wave_unet.WaveUNet", dict(levels=-1)),
+    ("tasnet.ConvTasNet", dict(filters=0)), ("demucs.Demucs", dict(context=-1)), ("demucs.Demucs", dict(growth=0.0)), ("demucs.Demucs", dict(colour="red")),
+    ("deep_unet.MultiUNet", dict(table=dict(kernel=3, head=[], encoder=[[["conv"]]], decoder=[[["conv", 4]]])))])
+def test_a_model_that_cannot_be_made_is_refused_in_one_line(name, config):
+    with pytest.raises(SepnbError) as e:
+        net = build_model(name, config); net(torch.randn(1, 2, 4000))
+    assert "\n" not in str(e.value)

@@ -129,6 +129,18 @@ def test_single_precision_in_and_out_is_double_inside():
     close(wiener(spec.to(torch.complex64), mag.float()).to(torch.complex128), wiener(spec, mag), 1e-6)
 
 
+def test_a_device_without_doubles_leaves_it_to_the_processor(monkeypatch):
+    moved = []
+    class Apple: # stands for a tensor on that device
+        device = torch.device("mps")
+        def cpu(self): moved.append(1); return "on the processor"
+    assert chapter._with_doubles(Apple()) == "on the processor" and moved
+    spec, mag = noisy(2, 2, 5, 9); planes = []
+    monkeypatch.setattr(chapter, "_planes", lambda z, dtype, real=chapter._planes: planes.append(dtype) or real(z, dtype))
+    wiener(spec.to(torch.complex64), mag.float())
+    assert planes and set(planes) == {torch.float64}
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 12), st.integers(0, 3), st.integers(0, 99))
 def test_any_shape(stems, channels, bins, frames, iterations, seed):

@@ -57,6 +57,7 @@ def random_shift(sources: torch.Tensor, # `(b, s, c, t)`
                 ) -> torch.Tensor: # `(b, s, c, t)`, or shorter
     "Start each stem at its own sample, uniform in 0…`max_samples` (Demucs v2). Raises `SepnbError` if nothing is left."
     b, s, c, t = sources.shape
+    if max_samples < 0: raise SepnbError(f"a shift of at most {max_samples} samples: need max_samples ≥ 0")
     length = _edge(edge, t, t - max_samples)
     start = torch.randint(max_samples + 1, (b, s, 1, 1), generator=generator)
     index = (start + torch.arange(length)).remainder_(t).to(sources.device)
@@ -69,6 +70,7 @@ def remix(sources: torch.Tensor, # `(b, s, c, t)`
          ) -> torch.Tensor: # `(b, s, c, t)`
     "Shuffle each stem over the examples of its group (Demucs v2)."
     b, s = sources.shape[:2]
+    if group < 1: raise SepnbError(f"groups of {group} examples: need group ≥ 1")
     order = (torch.arange(b)[:, None] // group + torch.rand(b, s, generator=generator, dtype=torch.float64)).argsort(0)
     return sources[order.to(sources.device), torch.arange(s, device=sources.device)]
 
@@ -139,10 +141,11 @@ def augment(sources: torch.Tensor, # `(b, s, c, t)`
             generator: torch.Generator, # randomness
             steps: dict, # name → settings, in order, for example `{"swap_channels": {"p": 0.5}}`
            ) -> torch.Tensor: # `(b, s, c, t)`
-    "Apply several augmentations in order. Raises `SepnbError` for an unknown one."
+    "Apply several augmentations in order. Raises `SepnbError` for an unknown one, or for settings that it cannot use."
     for name, settings in steps.items():
         if name not in AUGMENTATIONS: raise SepnbError(f"unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
-        sources = AUGMENTATIONS[name](sources, generator, **(settings or {}))
+        try: sources = AUGMENTATIONS[name](sources, generator, **(settings or {}))
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as e: raise SepnbError(f"augmentation '{name}' cannot use {settings}: {e}") from e
     return sources
 
 # %% ../../nbs/data/35_augment.ipynb #b0633075

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'LAYERS', 'unet_table', 'gru_table', 'dense_table', 'spleeter_table', 'conv', 'point', 'pool', 'dropout',
-           'up', 'DenseBlock', 'FrameGRU', 'dense', 'gru', 'stride', 'elu', 'up_elu', 'table_strides', 'UNet',
+           'up', 'DenseBlock', 'FrameGRU', 'dense', 'gru', 'stride', 'elu', 'up_elu', 'table_strides', 'TableUNet',
            'energy_weights', 'MultiUNet', 'DeepUNet']
 
 # %% ../../nbs/models/65_deep_unet.ipynb #546d1e96
@@ -149,7 +149,7 @@ def _step(stage: list) -> tuple[int, int]:
     return f, n
 
 # %% ../../nbs/models/65_deep_unet.ipynb #71df43ad
-class UNet(nn.Module):
+class TableUNet(nn.Module):
     "`(b, maps, f, n)` → `(b, outputs, f, n)`, 0 … 1; `f` and `n` divisible by the table's strides."
     def __init__(self, maps: int, outputs: int, # channels in and out
                  rows: int, # f
@@ -226,7 +226,7 @@ class MultiUNet(MaskModel):
         self.nets = self._networks(channels * len(self.maps.ratios), self.maps.rows, table)
         self.register_buffer("stem_weights", torch.ones(stems))
 
-    def _networks(self, maps, rows, table): return nn.ModuleList([UNet(maps, self.stems * self.channels, rows, table)])
+    def _networks(self, maps, rows, table): return nn.ModuleList([TableUNet(maps, self.stems * self.channels, rows, table)])
 
     def masks(self, mag: torch.Tensor, # `(b, c, f, n)`, one slice
              ) -> torch.Tensor: # `(b, s, c, f, n)`, 0 … 1, independent of each other and of the mixture's level
@@ -249,4 +249,4 @@ class DeepUNet(MultiUNet):
     presets = {name: dict(table=name, **_THESIS) for name in TABLES if name != "cpu"} | {
         "baseline30M": dict(table="baseline30M", maps="1h", **_THESIS), "30M-44k": dict(table="30M", **_CD), "cpu": MultiUNet.presets["cpu"]}
 
-    def _networks(self, maps, rows, table): return nn.ModuleList(UNet(maps, self.channels, rows, table) for _ in range(self.stems))
+    def _networks(self, maps, rows, table): return nn.ModuleList(TableUNet(maps, self.channels, rows, table) for _ in range(self.stems))

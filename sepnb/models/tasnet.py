@@ -50,6 +50,7 @@ class LearntTransform(WaveModel):
                  mask: str, # relu, sigmoid or softmax
                  **own, # arguments of the subclass, kept in `config`
                 ):
+        if filters < 1: raise SepnbError(f"{filters} filters: a learnt transform needs at least one")
         if kernel < 2 or kernel % 2: raise SepnbError(f"kernel {kernel}: frames overlap by half, so it must be even, 2 or more")
         if encode not in ("identity", "relu", "gated") or mask not in ("relu", "sigmoid", "softmax"):
             raise SepnbError(f"encode '{encode}' is one of identity, relu, gated, and mask '{mask}' one of relu, sigmoid, softmax")

@@ -58,6 +58,7 @@ class UNet(nn.Module):
                  dropout: float = 0.5, # in the three deepest stages of the decoder, 0 … 1
                 ):
         super().__init__()
+        if down.split().count("skip") != 1: raise SepnbError(f"a stage of the encoder '{down}' needs one 'skip', where its shortcut leaves")
         before, _, after = down.partition("skip")
         pairs = list(zip((channels, *widths), widths))
         self.before = nn.ModuleList(_layers(before, p, channels, acts[0], conv=Halve) for p in pairs)
@@ -138,7 +139,7 @@ class SpecUNet(MaskModel):
         table = dict(widths=list(widths), down=down, up=up, last=last, acts=list(acts), dropout=dropout)
         super().__init__(stems, channels, own=dict(max_hz=max_hz, frames=frames, level=level, power=power, extension=extension, **table), **shared)
         self.step = 2 ** len(table["widths"])
-        if not self.step > 1 or (frames or 0) % self.step: raise SepnbError(f"slices of {frames} frames cannot be halved {len(table['widths'])} times; use a multiple of {self.step}")
+        if not self.step > 1 or frames is not None and (frames < 1 or frames % self.step): raise SepnbError(f"slices of {frames} frames cannot be halved {len(table['widths'])} times; use a multiple of {self.step}")
         if level not in LEVELS or extension not in EXTENSIONS: raise SepnbError(f"level '{level}', extension '{extension}': choose from {', '.join(LEVELS)} and from {', '.join(EXTENSIONS)}")
         self.seen, self.frames, self.level, self.power, self.extension = bins_below(max_hz, self.sample_rate, self.stft.n_fft), frames, level, power, extension
         self.nets = nn.ModuleList(UNet(channels, **table) for _ in range(stems))

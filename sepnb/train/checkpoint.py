@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['POST_FILTERS', 'model_class', 'model_name', 'build_model', 'save_checkpoint', 'read_card', 'load_checkpoint',
-           'ModelSeparator', 'load_separator', 'open_system', 'training_facts', 'trained_models']
+           'ModelSeparator', 'load_separator', 'weights_root', 'weights_places', 'system_folder', 'open_system',
+           'training_facts', 'separation', 'trained_models', 'trained_postnets']
 
 # %% ../../nbs/train/71_checkpoint.ipynb #bc8b1fe7
-import hashlib, importlib, json
+import hashlib, importlib, importlib.util, inspect, json, os, sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,10 +40,11 @@ def model_name(model: nn.Module, # a model of sepnb.models
 def build_model(name: str, # "module.Class"
                 config: dict, # constructor arguments
                ) -> nn.Module:
-    "Make a model with fresh weights. Raises `SepnbError` for arguments that it does not take."
+    "Make a model with fresh weights. Raises `SepnbError` for arguments that it does not take or cannot be made with."
     cls = model_class(name)
     try: return cls(**config)
-    except TypeError as e: raise SepnbError(f"model '{name}' does not take this config: {e}") from e
+    except SepnbError: raise
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as e: raise SepnbError(f"model '{name}' cannot be made with this config: {e}") from e
 
 # %% ../../nbs/train/71_checkpoint.ipynb #d3328022
 def save_checkpoint(folder: str | Path, # gets model.safetensors and model.json
@@ -89,14 +91,15 @@ def load_checkpoint(folder: str | Path, # a checkpoint
     return model.eval().to(pick_device(device)), card
 
 # %% ../../nbs/train/71_checkpoint.ipynb #79138c1d
-def _wiener(out, mix, stft: STFT): # (b, s, c, t), (b, c, t)
-    return stack([refine(estimates, x, stft=stft) for estimates, x in zip(out, mix)])
+def _wiener(out, mix, stft: STFT, exponent: float): # (b, s, c, t), (b, c, t)
+    return stack([refine(estimates, x, stft=stft, exponent=exponent) for estimates, x in zip(out, mix)])
 
 POST_FILTERS = {"wiener": _wiener}
 
 class ModelSeparator(Separator):
     "A network as a separator."
     overlap, weighting = 0.25, "triangle"
+    filter_exponent = 1.0 # of the post filter, see `refine`: how much it sharpens what the network gave
 
     def __init__(self, model: nn.Module, # mixture `(b, c, t)` → estimates `(b, s, c, t)`
                  *, stems: Iterable[str], # names of its outputs, in the order of its `s` axis
@@ -118,7 +121,7 @@ class ModelSeparator(Separator):
     def estimate_batch(self, mix, sources=None):
         example = next(self.model.parameters(), mix)
         out = self.model(mix.to(example))[:, self._order]
-        if self.post_filter: out = POST_FILTERS[self.post_filter](out, mix.to(example), self._stft.to(example.device))
+        if self.post_filter: out = POST_FILTERS[self.post_filter](out, mix.to(example), self._stft.to(example.device), self.filter_exponent)
         return out.to(mix)
 
 def load_separator(folder: str | Path, # a checkpoint
@@ -132,26 +135,77 @@ def load_separator(folder: str | Path, # a checkpoint
     except (SepnbError, TypeError) as e: raise SepnbError(f"{folder}: these settings, or 'inference' in its card, do not fit: {e}") from e
 
 # %% ../../nbs/train/71_checkpoint.ipynb #079a4d6d
-def open_system(name: str, # registered name, folder of a checkpoint, or a model in `runs`
+def weights_root() -> Path: # is not made
+    "Where installed weights are kept: `$SEPNB_WEIGHTS`, or the platform's cache folder for this user."
+    if os.environ.get("SEPNB_WEIGHTS"): return Path(os.environ["SEPNB_WEIGHTS"]).expanduser()
+    if sys.platform == "darwin": base = "~/Library/Caches"
+    else: base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "sepnb" / "weights"
+
+def weights_places() -> list[Path]: # each holds a folder for each set of weights; may not exist
+    "Where weights are looked for: `weights_root`, then the package sepnb_weights if it is installed."
+    package = importlib.util.find_spec("sepnb_weights")
+    return [weights_root(), *map(Path, (package.submodule_search_locations or []) if package else [])]
+
+# %% ../../nbs/train/71_checkpoint.ipynb #8a2297f0
+_CARDS = ("model.json", "postnet.json") # a folder with one of them is a trained system
+
+def system_folder(name: str | Path, # as given to `open_system`
+                  runs: str | Path = "runs", # where this project trains its models
+                 ) -> Path | None: # None: a method that needs no weights, or nothing at all
+    "The folder of the trained system that a name stands for."
+    places = [Path(name), Path(runs) / name, *(place / name for place in weights_places())]
+    return next((p for p in places if any((p / card).is_file() for card in _CARDS)), None)
+
+# %% ../../nbs/train/71_checkpoint.ipynb #907708f1
+def open_system(name: str, # registered name, folder of a checkpoint, model in `runs`, or installed weights
                 *, stems: Iterable[str] = (), # what shall come out; a checkpoint knows by itself
                 settings: dict | None = None, # of a registered method, or of `ModelSeparator`
                 runs: str | Path = "runs", # where this project trains its models
                 device: str = "auto", # for networks
                ) -> Separator:
-    "The separator of that name. Raises `SepnbError` if there is none, with the names that there are."
-    for folder in (Path(name), Path(runs) / name):
-        if (folder / "model.json").is_file(): return load_separator(folder, device=device, **(settings or {}))
-        if (folder / "postnet.json").is_file(): return importlib.import_module("sepnb.train.postnet").load_postnet(folder, device=device, **(settings or {}))
-    if name not in {s.name for s in systems()} and (Path(name).is_dir() or "/" in name): read_card(name)
-    return build(name, stems, **(settings or {}))
+    "The separator of that name. Raises `SepnbError` if there is none, with the names that there are, or if the device is not there."
+    pick_device(device); settings = settings or {}; known = {s.name: s for s in systems()}
+    folder = system_folder(name, runs)
+    if folder and not (name in known and folder.parent in weights_places()): # a registered method finds its own weights
+        if (folder / "model.json").is_file(): return load_separator(folder, device=device, **settings)
+        return importlib.import_module("sepnb.train.postnet").load_postnet(folder, device=device, **settings)
+    if name not in known and (Path(name).is_dir() or "/" in str(name)): read_card(name)
+    if name in known and "device" in inspect.signature(known[name].cls).parameters: settings = {"device": device, **settings}
+    return build(name, stems, **settings)
 
+# %% ../../nbs/train/71_checkpoint.ipynb #59b28265
 def training_facts(name: str | Path, # as given to `open_system`
-                  ) -> dict: # the card of a checkpoint or of a post-net; empty for systems that were not trained here
+                   runs: str | Path = "runs", # where this project trains its models
+                  ) -> dict: # the card of a checkpoint or of a post-net; empty for systems that were not trained
     "What is known of a system's training, for example `trained_on`, the fingerprints of its songs."
-    found = [p for p in (Path(name) / "model.json", Path(name) / "postnet.json") if p.is_file()]
+    folder = system_folder(name, runs)
+    found = [folder / card for card in _CARDS if (folder / card).is_file()] if folder else []
     return json.loads(found[0].read_text(encoding="utf-8")) if found else {}
 
+# %% ../../nbs/train/71_checkpoint.ipynb #048227e7
+_WORK = ("segment_s", "overlap", "weighting", "shifts", "seed", "post_filter")
+
+def separation(separator: Separator, # any system
+              ) -> dict: # plain JSON; what the separator does not have is left out
+    "How a separator works: segment_s, overlap, weighting, shifts, seed, post_filter, and `base`, those of a separator within it."
+    facts = {name: getattr(separator, name) for name in _WORK if hasattr(separator, name)}
+    base = getattr(separator, "base", None)
+    return facts | dict(base=separation(base)) if isinstance(base, Separator) else facts
+
+# %% ../../nbs/train/71_checkpoint.ipynb #d598879e
 def trained_models(runs: str | Path = "runs", # where this project trains its models
                   ) -> dict[str, dict]: # name → card
     "All checkpoints of this project."
     return {p.parent.name: read_card(p.parent) for p in sorted(Path(runs).glob("*/model.json"))}
+
+def trained_postnets(runs: str | Path = "runs", # where this project trains its models
+                    ) -> dict[str, dict]: # name → facts: stems that have a network, the base's card as `base`
+    "All separators with post-nets of this project. Raises `SepnbError` if one is damaged."
+    out = {}
+    for p in sorted(Path(runs).glob("*/postnet.json")):
+        try: facts = json.loads(p.read_text(encoding="utf-8")); out[p.parent.name] = {**facts, "stems": list(facts["stems"]), "base": read_card(p.parent / "base")}
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            if isinstance(e, SepnbError): raise
+            raise SepnbError(f"{p} cannot be read as a system with post-nets: {e}") from e
+    return out

@@ -46,13 +46,14 @@ class Recipe:
     augment: dict = field(default_factory=dict) # name → settings, see `data.augment`
 
 def recipe_from(settings: dict, # a section of params.yaml
-               ) -> Recipe:
+                kind: type = Recipe, # dataclass of such recipes
+               ): # of this kind
     "A recipe from params.yaml. Raises `SepnbError` for unknown or impossible settings."
-    unknown = set(settings) - set(Recipe.__dataclass_fields__)
-    if unknown: raise SepnbError(f"a recipe has no {', '.join(sorted(unknown))}; it knows {', '.join(Recipe.__dataclass_fields__)}")
-    recipe = Recipe(**settings)
-    for name in ("segment_s", "batch", "steps", "epochs", "lr", "valid_excerpts"):
-        if not getattr(recipe, name) > 0: raise SepnbError(f"recipe: {name} must be above zero, not {getattr(recipe, name)}")
+    unknown = set(settings) - set(kind.__dataclass_fields__)
+    if unknown: raise SepnbError(f"a recipe has no {', '.join(sorted(unknown))}; it knows {', '.join(kind.__dataclass_fields__)}")
+    recipe = kind(**settings)
+    for name in ("segment_s", "batch", "steps", "epochs", "lr", "valid_excerpts", "valid_blocks"):
+        if not getattr(recipe, name, 1) > 0: raise SepnbError(f"recipe: {name} must be above zero, not {getattr(recipe, name)}")
     return recipe
 
 # %% ../../nbs/train/73_train.ipynb #7a2818cf
@@ -146,6 +147,7 @@ def fit(model: nn.Module, # fresh or pretrained; is left with the weights of the
     model.to(device); train = near(train, device); cut = lambda bank, count: fixed_excerpts(bank, count=count, samples=round(recipe.segment_s * bank.sample_rate))
     excerpts, calibration = cut(valid, recipe.valid_excerpts), cut(train, 32); pick_loss(recipe.loss)
     if hasattr(model, "calibrate"): model.calibrate(calibration.sum(1).to(device))
+    if recipe.loss == "weighted_magnitude_l1" and hasattr(model, "weigh"): model.weigh(calibration.to(device))
     run = Run(model, torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay), generator, averaged(model, recipe.ema))
     if snapshot: snapshot.restore(run)
     evidence = Path(snapshot.path).with_suffix(".batch.safetensors") if snapshot else None
