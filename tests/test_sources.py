@@ -234,3 +234,18 @@ def test_gzip_notice_is_not_read(tmp_path):
         for file in ("guitar", "song"): save_audio(tmp_path / name / f"{file}.ogg", noise(2, 800), 8000)
     (tmp_path / "changelog.gz").write_bytes(gzip.compress(b"x")); (tmp_path / "copyright").write_text("terms")
     assert {s.notice for s in pack_songs(PACKS[0], tmp_path)} == {"terms"}
+
+
+def test_the_excerpt_that_stempeg_carries():
+    import importlib.util
+    if importlib.util.find_spec("stempeg") is None: pytest.skip("package stempeg is not here")
+    song, = collect({"kind": "stempeg"})
+    sources, rate = song.read(start_s=0.1, duration_s=5.9)[:2]
+    assert song.split == "test" and "NC" in song.licence and set(sources) == {"drums", "bass", "other", "vocals"} and rate == 44100
+    assert all(x.shape == (2, round(5.9 * rate)) and x.abs().max() > 0.05 for x in sources.values())
+
+
+def test_the_excerpt_is_missing_in_one_line(monkeypatch):
+    import importlib.util
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SepnbError, match="pip install stempeg"): collect({"kind": "stempeg"})
