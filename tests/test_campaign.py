@@ -86,7 +86,7 @@ def test_dead_worker_is_one_clear_line_and_loses_nothing(folder, tmp_path):
     store = ScoreStore(tmp_path / "partial.jsonl", fingerprint="x")
     with pytest.raises(SepnbError, match="worker process died"):
         evaluate_songs(Slow(STEMS, seconds=0.2, die_on=loudest), songs, jobs=2, store=store)
-    assert songs[3].name not in store.songs
+    assert songs[3].name not in store.songs and ScoreStore(tmp_path / "partial.jsonl", fingerprint="x").songs
     rows = evaluate_songs(Slow(STEMS), songs, store=ScoreStore(tmp_path / "partial.jsonl", fingerprint="x"))
     assert len({r["song"] for r in rows}) == 4
 

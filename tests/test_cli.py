@@ -129,6 +129,7 @@ def under_way(tmp_path):
     while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     if process.poll() is not None:
+        assert process.returncode == 0, process.stderr.read()
         pytest.skip("this machine is too fast to be interrupted")
     return process
 

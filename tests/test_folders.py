@@ -84,13 +84,13 @@ def test_other_formats_and_lengths_are_made_to_fit_and_said(tmp_path):
 def test_mistakes_are_one_line(tmp_path):
     x = sources(samples=9000); truth = save(tmp_path / "truth", "one", {"vocals": x[0]}); save(truth, "two", {"vocals": x[0]})
     (tmp_path / "empty").mkdir(); (tmp_path / "file").touch()
-    twice = save(save(tmp_path / "twice", "one", {"vocals": x[0]}), "one", {"vocals": x[0]}, suffix=".flac")
-    wrong = {"rate": save(tmp_path / "rate", "one", {"vocals": x[0]}, rate=4000), "channels": save(tmp_path / "mono", "one", {"vocals": x[0][:1]}),
+    twice = save(save(tmp_path / "copies", "one", {"vocals": x[0]}), "one", {"vocals": x[0]}, suffix=".flac")
+    wrong = {"4000 Hz": save(tmp_path / "rate", "one", {"vocals": x[0]}, rate=4000), "channels": save(tmp_path / "mono", "one", {"vocals": x[0][:1]}),
              "rename": save(tmp_path / "karaoke", "one", {"karaoke": x[0]}), "same names": save(tmp_path / "names", "three", {"vocals": x[0]}),
              "twice": twice, "no sound": tmp_path / "empty", "not a folder": tmp_path / "file"}
     for word, folder in wrong.items():
         with pytest.raises(SepnbError) as caught: list(score_folders(folder, truth))
-        assert "\n" not in str(caught.value) and (word in str(caught.value) or word == "rate")
+        assert "\n" not in str(caught.value) and word in str(caught.value)
     (tmp_path / "a" / "train" / "one").mkdir(parents=True); save(tmp_path / "a" / "train", "one", {"vocals": x[0]}); save(tmp_path / "a" / "test", "one", {"vocals": x[0]})
     with pytest.raises(SepnbError, match="twice"): song_folders_in(tmp_path / "a")
 

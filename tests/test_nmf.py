@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sepnb.classical.nmf import DIVERGENCES, FEATURES, NMF, divergence, factorise, feature_of, harmonic_templates, source_models, split_in_two, template_features
 from sepnb.core import STEMS, SepnbError, power_to_db, seed_everything
 from sepnb.separator import build, systems
-from sepnb.synth import tone, toy_sources
+from sepnb.metrics import si_sdr
+from sepnb.synth import click, tone, toy_sources
 from sepnb.stft import STFT, magnitude
 
 RATE = 16000
@@ -186,9 +187,7 @@ def test_the_same_each_time_and_another_with_another_seed():
     assert torch.equal(a["drums"], b["drums"]) and not torch.equal(a["drums"], system(song(1), RATE)["drums"])
 
 def test_drums_come_out_better_than_they_went_in():
-    sources = toy_sources(gen(1), seconds=3.0, sample_rate=RATE); two = torch.stack([3 * sources[0], sources[1:].sum(0)]); mix = two.sum(0)
-    def ratio(x): return power_to_db(two.square().sum((1, 2)) / (x - two).square().sum((1, 2)))
-    assert (ratio(stacked(mix, n_fft=1024, rank=16, iterations=40)) > ratio(mix.expand_as(two)) + 0.5).all()
-
-def test_nan_is_refused():
-    with pytest.raises(SepnbError, match="NaN"): stacked(torch.full((2, 100), torch.nan))
+    chord, beats = (tone(440, seconds=2.0) + tone(1250, seconds=2.0)) / 4, sum(click(k / 4 + 0.1, seconds=2.0, amplitude=0.9) for k in range(8))
+    two = torch.stack([beats * (chord.norm() / beats.norm()), chord])[:, None].float(); mix = two.sum(0)
+    def score(x): return si_sdr(x, two, channels="joint") # a mere gain gains nothing
+    assert (score(stacked(mix, n_fft=1024, rank=4, iterations=30)) > score(mix.expand_as(two)) + 8).all()

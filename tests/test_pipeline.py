@@ -62,6 +62,14 @@ def test_a_postnet_learns_from_estimates_and_is_evaluated(name, project, monkeyp
     assert all(s["frames"] >= 3 for s in json.loads(Path(f"reports/scores/{name}.json").read_text())["stems"].values())
 
 
+@pytest.mark.parametrize("name", list(PARAMS["dictionaries"]))
+def test_a_dictionary_is_learnt(name, project, monkeypatch):
+    monkeypatch.chdir(project)
+    run_stage(STAGES / "dictionary.ipynb", f"reports/dictionary-{name}.ipynb", dict(
+        name=name, **PARAMS["dictionaries"][name]["smoke"], tracks="data/tracks", out=f"runs/{name}/dictionary.safetensors"))
+    assert Path(f"runs/{name}/dictionary.safetensors").stat().st_size > 1000
+
+
 def test_the_same_seed_gives_the_same_bytes(project, monkeypatch):
     monkeypatch.chdir(project)
     name = next(iter(PARAMS["models"]))
@@ -81,7 +89,7 @@ def test_a_failing_stage_leaves_its_traceback_and_no_result(project, monkeypatch
     assert "SepnbError" in Path("failing/evaluate-failed.ipynb").read_text()
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "report"])
+@pytest.mark.parametrize("stage", ["prepare", "train", "estimate", "postnet", "dictionary", "evaluate", "transfer", "report"])
 def test_unknown_parameters_are_refused(stage, tmp_path):
     with pytest.raises(SepnbError, match="no parameter colour"):
         run_stage(STAGES / f"{stage}.ipynb", tmp_path / "x.ipynb", dict(colour="red"))

@@ -378,4 +378,4 @@ def test_real_players(name):
 def test_a_font_is_played_faster_than_real_time(folder):
     notes = part(*(note(i / 8, 60 + i % 5, 90) for i in range(160))); begun = time.process_time()
     render_part(notes, folder / "sine.sf2", seconds=20, generator=gen())
-    assert time.process_time() - begun < 2
+    assert time.process_time() - begun < 10

@@ -1,8 +1,6 @@
 """From frames to tables: medians, gaps, orders, provenance; and the core's small tools."""
-import json
 import math
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +11,9 @@ from sepnb.audio import load_audio
 from sepnb.campaign import evaluate_songs
 from sepnb.core import SepnbError, atomic_path, derive_seed, digest, gain_to_amplitude, order_stems, pick_device, power_to_db, seed_everything, write_text
 from sepnb.data.tracks import find_tracks, write_track
-from sepnb.evaluate import METRICS, ExcerptWriter, excerpt_truth, find_song, read_rows, score_song, separate_song, song_table, songs_heard, statistics_rows, summary, write_rows
+from sepnb.evaluate import METRICS, ExcerptWriter, excerpt_truth, find_song, read_rows, score_song, songs_heard, statistics_rows, summary, write_rows
 from sepnb.report import gap_closed, order_faults, page_table, paired_rows, players, read_scores, result_rows, results_table, source_commit
-from sepnb.runner import normalise, page, render, run_stage
+from sepnb.runner import page, render
 from sepnb.separator import build
 from sepnb.synth import chirp, click, noise, times, tone, toy_sources
 
@@ -231,3 +229,9 @@ def test_songs_that_a_model_knows_are_refused_or_marked():
         songs_heard(dict(trained_on=["02"]), manifest)
     assert "\n" not in str(error.value)
     assert songs_heard(dict(trained_on=["02"]), manifest, allow=True) == ["b"]
+
+
+def test_costs_are_read_and_may_be_missing(tmp_path):
+    from sepnb.report import read_costs
+    (tmp_path / "c.csv").write_text("system,seconds_per_second,peak_mb,parameters\nhpss,0.1,300,\n")
+    assert read_costs(tmp_path / "no.csv") == {} and read_costs(tmp_path / "c.csv") == {"hpss": dict(seconds_per_second=0.1, peak_mb=300.0, parameters=None)}

@@ -14,8 +14,8 @@ from sepnb.data.tracks import find_tracks, load_track, write_track
 from sepnb.models.mask_rnn import DeepMaskInference
 from sepnb.synth import toy_sources
 from sepnb.train.checkpoint import build_model, load_checkpoint, load_separator, model_class, open_system, save_checkpoint
-from sepnb.train.state import Run, Snapshot
-from sepnb.train.loop import Recipe, fit, read_history, recipe_from, train_epoch, valid_epoch, write_history
+from sepnb.train.state import Run
+from sepnb.train.loop import fit, read_history, recipe_from, train_epoch, valid_epoch, write_history
 
 
 def bank(seeds=(0, 1), seconds=2.0):

@@ -143,7 +143,7 @@ def test_every_import_is_declared():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {n.partition(".")[0] for n in names} - set(sys.stdlib_module_names) - {"sepnb", "sepnb_weights", "__future__"}:
-                if name in owners: assert owners[name] & allowed, f"{path.name} imports {name}, which settings.ini does not declare"
+                assert owners.get(name, {name.lower()}) & allowed, f"{path.name} imports {name}, which settings.ini does not declare"
 
 
 BLOCK = """

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from sepnb.core import seed_everything
-from sepnb.models.deep_unet import TABLES, UNet
+from sepnb.models.deep_unet import TABLES, TableUNet
 from sepnb.models.harmonics import HarmonicMaps
 
 def timed(repeats, *calls): # CPU time, alternately: other programs hardly matter
@@ -28,7 +28,7 @@ def main():
     maps = layer(mag)
     print(f"2 channels, {args.bins} bins, {args.frames} frames, 14 maps a channel")
     for name in args.tables:
-        net = UNet(28, 2, args.bins, TABLES[name]).eval(); net(maps)
+        net = TableUNet(28, 2, args.bins, TABLES[name]).eval(); net(maps)
         ours, whole = timed(args.repeats, lambda: layer(mag), lambda: net(maps))
         share = ours / (ours + whole); worst = max(worst, share)
         print(f"{name:12} maps {1e3 * ours:8.1f} ms, network {1e3 * whole:9.1f} ms, share of the maps {100 * share:.2f} %")

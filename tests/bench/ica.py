@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 import sklearn
 import torch
+from threadpoolctl import threadpool_limits
 from sklearn.decomposition import FastICA
 
 from sepnb.classical.ica import align_orders, complex_ica, fast_ica, images
@@ -28,6 +29,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0); parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(); warnings.simplefilter("ignore")
+    threadpool_limits(1) # NumPy's BLAS too
     band = toy_sources(seed_everything(0, threads=1), seconds=args.seconds, sample_rate=RATE, stems=["drums", "vocals"], channels=1)[:, 0]
     mix = torch.tensor([[0.3, 0.8], [1.0, 0.7]]) @ band; samples = mix.numpy().T.copy()
     def theirs(**settings): return FastICA(2, whiten="unit-variance", random_state=0, **settings).fit(samples)

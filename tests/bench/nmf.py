@@ -8,6 +8,7 @@ from statistics import median
 
 import sklearn
 import torch
+from threadpoolctl import threadpool_limits
 from sklearn.decomposition import non_negative_factorization
 
 from sepnb.classical.nmf import DIVERGENCES, divergence, factorise
@@ -30,6 +31,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=30.0); parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--iterations", type=int, default=30); parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    threadpool_limits(1) # NumPy's BLAS too
     g = seed_everything(0, threads=1); warnings.simplefilter("ignore") # it would like to go on
     mix = toy_sources(g, seconds=args.seconds, sample_rate=RATE).sum(0)
     mix += 0.01 * torch.randn(mix.shape, generator=g)

@@ -12,6 +12,7 @@ import librosa
 import numpy as np
 import scipy.sparse
 import torch
+from threadpoolctl import threadpool_limits
 
 from sepnb.classical.repet import beat_spectrum, find_period, periodic_model, similar_frames, similarity_model
 from sepnb.core import seed_everything
@@ -71,6 +72,7 @@ def main():
     parser.add_argument("--memory-seconds", type=float, default=600.0); parser.add_argument("--limit", type=float, default=2e9)
     parser.add_argument("--only-memory", action="store_true")
     args = parser.parse_args()
+    threadpool_limits(1) # NumPy's BLAS too
     fine = args.only_memory or speed(args)
     return 0 if within(args) and fine else 1
 

@@ -7,6 +7,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from sepnb.classical.rpca import rpca
 from sepnb.core import seed_everything
@@ -45,6 +46,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30.0); parser.add_argument("--tolerance", type=float, default=1e-3); parser.add_argument("--repeats", type=int, default=1)
     args = parser.parse_args()
+    threadpool_limits(1) # NumPy's BLAS too
     seed_everything(0, threads=1)
     low, sparse = planted(1000, 800, 20, 0.05)
     mix = toy_sources(torch.Generator().manual_seed(0), seconds=args.seconds, sample_rate=RATE).sum(0)

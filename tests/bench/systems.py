@@ -20,7 +20,6 @@ def parameters(separator):
     return own + (parameters(separator.base) if hasattr(separator, "base") else 0)
 
 def child(args):
-    import torch
     from sepnb.core import seed_everything
     from sepnb.data.tracks import find_tracks, load_track
     from sepnb.evaluate import middle, separate_song
@@ -45,6 +44,7 @@ def main():
     params = yaml.safe_load(Path("params.yaml").read_text())
     jobs = {n: (n, block["settings"]) for n, block in params["systems"].items()} | {n: (f"runs/{n}", {}) for n in (*params["models"], *params["postnets"])}
     jobs |= {n: (f"runs/{block['of']}", block["settings"]) for n, block in params["variants"].items()}
+    jobs |= {n: (n, block["settings"]) for n, block in params["dictionaries"].items()}
     rows = []
     for name, (system, settings) in jobs.items():
         command = [sys.executable, __file__, "--child", system, "--settings", json.dumps(settings), "--seconds", str(args.seconds), "--threads", str(args.threads), "--repeats", str(args.repeats)]

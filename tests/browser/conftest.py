@@ -15,7 +15,8 @@ def chromium():
     if not path:
         pytest.skip("no chromium on the PATH (or in $CHROMIUM): install your system's chromium package")
     with api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        try: browser = p.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        except api.Error as e: pytest.skip(f"{path} does not start: {str(e).splitlines()[0]}")
         yield browser
         browser.close()
 
