@@ -2,7 +2,7 @@
 # make test   set up .venv, run every test          make lab  open JupyterLab
 # make wheels  both wheels in dist/                make costs  time every system, for the report
 # make docs   the book and the reference as a site: _docs/index.html
-# make smoke  the pipeline on toy music in a temporary copy, in a minute
+# make smoke  the pipeline on toy music in a temporary copy, in five minutes
 # CUDA:       make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
