@@ -258,7 +258,7 @@ def results_page(reports: Path, # folder with `index.html`, and `scores/` if the
     from sepnb.report import results_table
     out = ["# What came out\n", '<p><a href="report/index.html">The report</a>: tables, sound, spectrograms, learning curves, and the executed notebook behind every number.'
            + (' <a href="report/player.html">The player</a>: all stems of all methods in step.' if (reports / "player.html").is_file() else "") + "</p>\n"]
-    scores = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted((reports / "scores").glob("*.json"))}
+    scores = {p.stem: json.loads(p.read_text(encoding="utf-8"))["stems"] for p in sorted((reports / "scores").glob("*.json"))}
     if {"mixture", "irm"} <= set(scores):
         table = results_table(scores, metric="bsseval4_sdr")
         def show(v):
