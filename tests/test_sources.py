@@ -40,7 +40,7 @@ def test_packs_are_complete():
 
 def test_two_stem_songs(tmp_path, monkeypatch):
     "The whole way with packages of our own: fetched, unpacked, converted, credited."
-    packs = []
+    monkeypatch.delenv("SEPNB_CACHE", raising=False); packs = []
     for pack in PACKS:
         members = {f"./usr/share/doc/{pack.package}/copyright": f"Terms of {pack.artist}".encode()}
         for i, name in enumerate(pack.songs):
@@ -212,7 +212,7 @@ def test_other_peoples_songs_are_not_touched(tmp_path):
 
 
 def test_cache_follows_the_environment(tmp_path, monkeypatch):
-    seen = []
+    monkeypatch.delenv("SEPNB_CACHE", raising=False); seen = []
     monkeypatch.setitem(chapter.KINDS, "fretsonfire", lambda *, cache_dir: seen.append(Path(cache_dir)) or toy(seconds=0.1))
     run({"kind": "fretsonfire"}, tmp_path / "d/tracks"); monkeypatch.setenv("SEPNB_CACHE", str(tmp_path / "c"))
     run({"kind": "fretsonfire"}, tmp_path / "d/tracks"); run({"kind": "fretsonfire"}, tmp_path / "d/tracks", cache_dir=tmp_path / "e")
