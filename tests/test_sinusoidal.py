@@ -42,7 +42,8 @@ def test_tones_as_librosa(freq, amplitude, rate, count, double):
     inside = slice(5, len(theirs) - 5)
     own, other = (1200 * np.log2(np.asarray(f)[inside] / freq) for f in (ours, theirs)) # errors in cents
     assert np.abs(own - other).max() < 25 and np.abs(own).max() <= np.abs(other).max() + 0.5 # its own error reaches 20 cents
-    assert np.abs(own).max() < 5 and depth[inside].max() < 0.1
+    top = freq * max(h for h in range(1, count + 1) if freq * h < 0.45 * rate) # lags are whole samples: partials near the top blunt the dip
+    assert np.abs(own).max() < 5 and depth[inside].max() < (0.05 if top < 0.25 * rate else 0.06) # measured: 0.038 and 0.054 at most
 
 def test_nearer_to_the_truth_than_librosa():
     freqs = [97.3, 143.1, 222.2, 391.7, 618.9, 871.3]; errors = []
