@@ -1,6 +1,8 @@
 # make repro  set up .venv, get the data, run the whole pipeline
 # make test   set up .venv, run every test          make lab  open JupyterLab
 # make wheels  both wheels in dist/                make costs  time every system, for the report
+# make readme  the README's table and picture, the start page          make oldest  try the oldest versions that are supported
+# make ablation  the thesis' tables again, with seeds
 # make docs   the book and the reference as a site: _docs/index.html
 # make smoke  the pipeline on toy music in a temporary copy, in five minutes
 # CUDA:       make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126
@@ -21,8 +23,11 @@ repro: setup
 test: setup $(REFS)/.ok
 	python -m pytest
 
+# the start page; songs of up to 200 MB may be dropped on it, and nothing is saved unless you save it
 lab: setup
-	jupyter lab nbs
+	@mkdir -p $(VENV)/share/jupyter/lab/settings
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"autosave": false}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
+	jupyter lab --ServerApp.tornado_settings='{"websocket_max_message_size": 209715200}' start.ipynb
 
 smoke: setup
 	./tests/smoke.sh
@@ -83,7 +88,20 @@ wheels: setup
 costs: setup
 	python tests/bench/systems.py
 
+# the thesis' tables again, at the scale that ablation/params.yaml chooses
+ablation: setup
+	dvc repro ablation/dvc.yaml
+	@echo "The page: $(CURDIR)/reports/ablation.html"
+
+# table and picture of the README, list of chapters of the start page; after make repro
+readme: setup $(VENV)/.docs
+	python -m sepnb.readme
+
+# the wheel with the oldest versions of what it requires, in build/oldest
+oldest: setup
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) ./tests/oldest.sh
+
 clean:
 	rm -rf $(VENV) $(REFS) build *.egg-info .pytest_cache .hypothesis
 
-.PHONY: repro test lab smoke chapters docs wheels costs setup clean
+.PHONY: repro test lab smoke chapters docs wheels costs readme oldest ablation setup clean

@@ -8,6 +8,7 @@ __all__ = ['FIELDS', 'EXIT_CODES', 'stem_paths', 'plan', 'default_system', 'pars
 # %% ../nbs/91_cli.ipynb #f7bd79db
 import argparse, importlib, json, os, signal, string, sys, threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import sepnb
@@ -21,6 +22,7 @@ from .runner import pick
 from .separator import configure, systems
 from .streaming import check_targets, choose_outputs, separate_file
 from .train import pretrained
+from .train.__main__ import job_of, train_model
 from .train.checkpoint import open_system, read_card, system_folder, trained_models, trained_postnets, weights_root
 
 # %% ../nbs/91_cli.ipynb #f62fd74e
@@ -167,6 +169,20 @@ def _read_yaml(path: str) -> dict:
     try: return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as e: raise SepnbError(f"{path} cannot be read ({' '.join(str(e).split())[:120]}); name another with --params, or say --kind") from e
 
+# %% ../nbs/91_cli.ipynb #040deff1
+_OF_JOB = ("tracks", "device", "devices", "precision", "seed", "threads", "banks") # options that are settings of a `Job`
+
+def _train(args) -> int:
+    job = job_of(args.name, params=args.params, scale=args.scale); out = Path(args.out or job.out); state = out.parent / "state" / f"{out.name}.safetensors"
+    if (out / "model.json").exists() and not args.force: raise SepnbError(f"{out} holds a model already; say --force to replace it, or --out another folder")
+    if state.exists() and not args.quiet: print(f"sepnb: going on with the run that {state} holds", file=sys.stderr)
+    given = {k: getattr(args, k) for k in _OF_JOB if getattr(args, k) is not None}
+    try: history = train_model(replace(job, out=str(out), state=str(state), history=str(out / "history.csv"), cost=str(out / "cost.json"), **given), progress=not args.quiet)
+    except KeyboardInterrupt:
+        print("sepnb: interrupted; " + ("the same command goes on from the last epoch" if state.exists() else "no epoch was complete, so nothing was kept"), file=sys.stderr); return 130
+    best = min(history, key=lambda row: row["valid_loss"])
+    print(f"{out}  {len(history)} epochs, best: epoch {best['epoch']}, validation loss {best['valid_loss']:.5g}"); return 0
+
 # %% ../nbs/91_cli.ipynb #8d9fee21
 EXIT_CODES = "exit codes: 0 all is well · 1 the doctor found errors · 2 something you can mend · 130 interrupted · 143 terminated"
 
@@ -179,7 +195,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     except ImportError: pass # without it there is no completion, and nothing else is missing
     else: shtab.add_argument_to(top, "--print-completion", help="print completion for a shell; for example: sepnb --print-completion bash > ~/.local/share/bash-completion/completions/sepnb")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_separate_options, _evaluate_options, _data_options, _other_options): add(commands)
+    for add in (_separate_options, _evaluate_options, _data_options, _train_options, _other_options): add(commands)
     return top
 
 # %% ../nbs/91_cli.ipynb #552744f5
@@ -255,6 +271,24 @@ def _data_options(commands) -> None:
 def _prepare_options(p) -> None:
     p.add_argument("--seed", type=int, default=0, metavar="N", help="for what is generated (default: 0)")
     p.add_argument("--cache", default="data/cache", metavar="DIR", help="keeps what is downloaded (default: data/cache)")
+
+# %% ../nbs/91_cli.ipynb #0a327240
+def _train_options(commands) -> None:
+    p = commands.add_parser("train", help="a block of params.yaml + prepared songs → a model", epilog=EXIT_CODES,
+                            description="Train one model as the pipeline does, and keep it in OUT: weights, card, history. Interrupted, it goes on from its last epoch when it is called again.")
+    p.add_argument("name", metavar="NAME", help="of a block in params.yaml, under models or more_models")
+    p.add_argument("--params", default="params.yaml", metavar="FILE", help="(default: params.yaml)")
+    p.add_argument("--tracks", metavar="DIR", help="prepared songs with train and valid, see `sepnb data` (default: data/tracks)")
+    p.add_argument("-o", "--out", metavar="OUT", help="folder of the model (default: runs/NAME)")
+    p.add_argument("--scale", choices=["smoke", "cpu", "gpu"], help="which settings of the block (default: `scale` in params.yaml)")
+    p.add_argument("-d", "--device", help="auto, cpu, cuda, cuda:N, mps (default: `device` in params.yaml)")
+    p.add_argument("--devices", type=int, metavar="N", help="so many GPUs, or processes on a CPU, share each batch (default: 1)")
+    p.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="of the numbers (default: 32-true)")
+    p.add_argument("--seed", type=int, metavar="N", help="weights, excerpts, augmentation (default: `seed` in params.yaml)")
+    p.add_argument("--threads", type=int, metavar="N", help="of the CPU; another number gives other last bits (default: `threads` in params.yaml)")
+    p.add_argument("--banks", metavar="DIR", help="keep the songs in a mapped file there, if they do not fit into memory")
+    p.add_argument("--force", action="store_true", help="replace a model that is in OUT")
+    p.add_argument("-q", "--quiet", action="store_true", help="no progress bar"); p.set_defaults(run=_train)
 
 # %% ../nbs/91_cli.ipynb #4293195b
 def main(argv: Sequence[str] | None = None, # arguments; None: those of the process

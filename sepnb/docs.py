@@ -22,8 +22,8 @@ from .core import SepnbError
 from .runner import mathml
 
 # %% ../nbs/92_docs.ipynb #faf319ad
-PARTS = {0: "Ground", 10: "Representation and masks", 17: "Measuring", 23: "Making music", 30: "Data", 40: "The separator",
-         50: "Classical methods", 60: "Networks", 70: "Training", 80: "Results", 90: "Doors"} # first number → part
+PARTS = {0: "Ground", 10: "Representation and masks", 17: "Measuring", 40: "The separator", 50: "Classical methods", 60: "Networks",
+         23: "Making music", 30: "Data", 70: "Training", 80: "Results", 90: "Doors"} # first number → part, in reading order
 FOLDERS = dict(music=23, data=30, classical=50, models=60, train=70) # folder → number of its part
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def chapters(nbs: str | Path, # folder of notebooks, searched with its subfolder
     "The chapters in reading order. Raises `SepnbError` if there are none, or if one has no title."
     paths = [p for p in Path(nbs).rglob("[0-9][0-9]_*.ipynb") if not any(x.startswith((".", "_")) or x == "stages" for x in p.relative_to(nbs).parts)]
     if not paths: raise SepnbError(f"no chapters (like 10_stft.ipynb) in {nbs}")
-    return sorted(map(_chapter, paths), key=lambda c: (c.part, c.number, c.path.name))
+    return sorted(map(_chapter, paths), key=lambda c: (list(PARTS).index(c.part), c.number, c.path.name))
 
 # %% ../nbs/92_docs.ipynb #69e1e906
 def public(modules: Sequence[str], # importable
@@ -209,11 +209,18 @@ dl.py td:nth-child(2) { min-width: 5.5em; max-width: 14em } dl.py td:nth-child(2
 article pre { font-size: .82em } @media (min-width: 98em), (min-width: 76em) and (max-width: 82em) { .content { width: 54em } }
 dl.py dt.sig { overflow-wrap: anywhere } article code { overflow-wrap: anywhere }
 article a:not(.reference.headerlink, .headerlink) { text-decoration: underline }
-@media (max-width: 40em) { dl.py dd { margin-left: .6rem } }
+@media (max-width: 40em) {
+  dl.py dd { margin-left: .2rem } dl.py table.docutils, dl.py table.docutils tbody { display: block } dl.py table.docutils colgroup, dl.py table.docutils thead { display: none }
+  dl.py table.docutils tr { display: grid; grid-template-columns: auto 1fr; padding: .35em 0; border-top: 1px solid var(--color-background-border) }
+  dl.py table.docutils tbody td { border: 0; padding: .1em .5em; min-width: 0; max-width: none } dl.py table.docutils td:nth-child(3) { grid-column: 1 / -1 }
+  div.cell_output pre { white-space: pre-wrap; overflow-wrap: anywhere }
+}
 """
 SCRIPT = """document.addEventListener("DOMContentLoaded", () => {
   for (const e of document.querySelectorAll("pre, .table-wrapper, div.cell_output, math[display=block]"))
     if (e.scrollWidth > e.clientWidth) { e.tabIndex = 0; if (e.tagName != "math") { e.setAttribute("role", "region"); e.setAttribute("aria-label", e.tagName == "PRE" ? "code, scrolls sideways" : "scrolls sideways") } }
+  for (const [tags, role] of [["", "table"], ["thead, tbody", "rowgroup"], ["tr", "row"], ["th", "columnheader"], ["td", "cell"]])
+    for (const t of document.querySelectorAll("dl.py table.docutils")) for (const e of tags ? t.querySelectorAll(tags) : [t]) e.setAttribute("role", role);
   for (const e of document.querySelectorAll("p.caption[role=heading]")) e.setAttribute("aria-level", "2");
   document.querySelector("aside.sidebar-drawer")?.setAttribute("aria-label", "chapters");
   document.querySelector("aside.toc-drawer")?.setAttribute("aria-label", "this page");

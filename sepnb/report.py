@@ -66,13 +66,14 @@ def history_rows(scores: Mapping[str, dict], # system → summary, see `sepnb.ev
                  *, about: Mapping[str, Mapping], # system → year, by, idea
                  costs: Mapping[str, Mapping] | None = None, # see `read_costs`
                  metric: str = "si_sdr", # one of `METRICS`
-                ) -> list[dict]: # year, system, idea, by, a column a stem (dB), gap, milliseconds of compute per second, parameters
+                 more: Mapping[str, Mapping[str, float]] | None = None, # system → further columns, the same for all, for example gains on recordings
+                ) -> list[dict]: # year, system, idea, by, a column a stem (dB), gap, further columns, milliseconds of compute per second, parameters
     "All systems by year. Raises `SepnbError` as `results_table`."
-    rows = []
+    rows, columns = [], list(dict.fromkeys(k for x in (more or {}).values() for k in x))
     for r in results_table(scores, metric=metric):
         known, cost = about.get(r["system"], {}), (costs or {}).get(r["system"], {}); count, seconds = cost.get("parameters"), cost.get("seconds_per_second")
         rows.append(dict(system=r["system"], year=str(known.get("year", "")), by=known.get("by", ""), idea=known.get("idea", ""), **{k: v for k, v in r.items() if k != "system"},
-                         **{"ms per s": None if seconds is None else round(1000 * seconds), "million parameters": count / 1e6 if count else None}))
+                         **{k: (more or {}).get(r["system"], {}).get(k) for k in columns}, **{"ms per s": None if seconds is None else round(1000 * seconds), "million parameters": count / 1e6 if count else None}))
     return sorted(rows, key=lambda r: (r["year"] or "9999", r["system"]))
 
 # %% ../nbs/81_report.ipynb #39d41fef

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline at smoke scale (toy music, seconds of training) in a temporary clone, which is left clean.
+# The whole pipeline at smoke scale (seconds of music and of training) in a temporary clone, which is left clean.
 set -euo pipefail
 root=$(git rev-parse --show-toplevel)
 export PATH="$root/.venv/bin:$PATH"
@@ -7,7 +7,7 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 git clone -q "$root" "$copy/sepnb"
 cd "$copy/sepnb"
-sed -i 's/^scale: .*/scale: smoke/; s/^dataset: .*/dataset: toy/' params.yaml
+sed -i 's/^scale: .*/scale: smoke/; s/^dataset: .*/dataset: generated_smoke/' params.yaml
 export PYTHONPATH=$PWD
 dvc repro -q
 test -s reports/index.html

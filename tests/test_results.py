@@ -1,5 +1,6 @@
 """From frames to tables: medians, gaps, orders, provenance; and the core's small tools."""
 import math
+import re
 import subprocess
 
 import numpy as np
@@ -235,3 +236,43 @@ def test_costs_are_read_and_may_be_missing(tmp_path):
     from sepnb.report import read_costs
     (tmp_path / "c.csv").write_text("system,seconds_per_second,peak_mb,parameters\nhpss,0.1,300,\n")
     assert read_costs(tmp_path / "no.csv") == {} and read_costs(tmp_path / "c.csv") == {"hpss": dict(seconds_per_second=0.1, peak_mb=300.0, parameters=None)}
+
+
+# -- what the front page says --------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_the_results_of_today(root):
+    from sepnb.readme import between, picture_note, results_markdown, table_note
+    page, picture = (root / "README.md").read_text(), root / "nbs" / "images" / "report.png"
+    table = results_markdown(root / "reports" / "results.csv", root / "reports" / "cost.csv")
+    assert between(page, "results", table) == page, "the README's table is older than reports/results.csv: say make readme"
+    assert picture_note(picture) == table_note(table), "the README's picture is older than reports/results.csv: say make readme"
+    assert picture.stat().st_size <= 200_000 and "nbs/images/report.png" in page
+
+
+def test_the_readme_and_the_summaries_agree(root):
+    from sepnb.readme import read_medians
+    medians, _ = read_medians(root / "reports" / "results.csv")
+    scores = read_scores(root / "reports" / "scores", list(medians))
+    for system, stems in scores.items():
+        for stem, values in stems.items():
+            for metric in METRICS: assert medians[system][stem][metric] == pytest.approx(values[metric], abs=0.0011), (system, stem, metric)
+
+
+def test_the_start_page_lists_every_chapter(root):
+    import nbformat
+    from sepnb.readme import between, chapters_markdown
+    cells = nbformat.read(root / "start.ipynb", 4).cells
+    text = next(c.source for c in cells if "<!-- chapters -->" in c.source)
+    assert between(text, "chapters", chapters_markdown(root / "nbs")) == text, "start.ipynb does not list the chapters of today: say make readme"
+    links = [link for c in cells for link in re.findall(r"\]\(([^)#]+)\)", c.source)] + re.findall(r"\]\((?!https?:)([^)#]+)\)", (root / "README.md").read_text())
+    assert not [link for link in links if not (root / link).exists()]
+
+
+def test_a_table_without_results_is_refused(tmp_path):
+    from sepnb.readme import between, results_markdown
+    (tmp_path / "results.csv").write_text("system,song,stem,metric,value,dataset,duration_s\n")
+    for path in (tmp_path / "none.csv", tmp_path / "results.csv"):
+        with pytest.raises(SepnbError, match="dvc repro"): results_markdown(path, tmp_path / "cost.csv")
+    for page in ("", "<!-- a -->", "<!-- end of a -->\n<!-- a -->", "<!-- a --><!-- a --><!-- end of a -->"):
+        with pytest.raises(SepnbError, match="place"): between(page, "a", "x")

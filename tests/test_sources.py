@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -16,8 +17,9 @@ from sepnb.audio import STEM_MP4, load_stem_mp4, save_audio
 from sepnb.core import SepnbError
 from sepnb.data import sources as chapter
 from sepnb.data.doctor import doctor
-from sepnb.data.sources import MUSDB_VALID, PACKS, collect, licences_text, pack_songs, prepare, toy
+from sepnb.data.sources import MUSDB_VALID, PACKS, collect, draw_repitch, licences_text, origin, pack_songs, prepare, repitch, toy
 from sepnb.data.tracks import find_tracks, load_track, read_manifest, write_manifest, write_track
+from sepnb.synth import click, tone
 
 from test_assets import make_deb
 
@@ -209,6 +211,97 @@ def test_other_peoples_songs_are_not_touched(tmp_path):
     for out in (tmp_path, tmp_path / "train", tmp_path / "train/new"):
         with pytest.raises(SepnbError, match="overlap"): run({"kind": "tracks", "root": str(tmp_path)}, out)
     assert files(tmp_path) == before
+
+
+# ---------------------------------------------------------------- versions
+
+VERSIONS = dict(TOY, versions={"count": 2})
+
+
+def test_versions_are_for_training_only_and_name_their_song(tmp_path):
+    plain = run(TOY, tmp_path / "plain", seed=1); rows = run(VERSIONS, tmp_path / "more", seed=1)
+    by = {r["song"]: r for r in rows}
+    assert [r for r in rows if not origin(r)] == plain and len(rows) == len(plain) + 2 * 2
+    for r in rows:
+        name, _, number = r["song"].partition("~v")
+        assert origin(r) == (by[name]["sha256"] if number else None) and (r["split"] == "train" or not number)
+        if not number: continue
+        tempo = float(r["source"].split("tempo ")[1].split(",")[0])
+        assert 0.88 <= tempo <= 1.12 and abs(r["seconds"] - 0.5 / tempo) < 1e-3 and r["licence"] == by[name]["licence"]
+    for t in find_tracks(tmp_path / "more"): # mixture = sum of stems, to the last bit
+        assert (load_track(t).sum(0).T.numpy() == soundfile.read(t.path("mixture"), dtype="float32", always_2d=True)[0]).all()
+    assert not [f for f in doctor(tmp_path / "more") if f.severity == "error"]
+    text = (tmp_path / "more/LICENCES.txt").read_text()
+    assert "  Toy 1~v2\n" in text and text.count("\nCC0\n") == 1
+
+
+def test_versions_are_the_same_every_time(tmp_path):
+    run(VERSIONS, tmp_path / "a", seed=1); run(VERSIONS, tmp_path / "b", seed=1, jobs=2); run(VERSIONS, tmp_path / "c", seed=2)
+    assert files(tmp_path / "a") == files(tmp_path / "b") and len(files(tmp_path / "a")) == (4 + 4) * 3 + 2
+    drawn = lambda root: [r["source"].split(", a version")[0] for r in read_manifest(root) if origin(r)]
+    assert len({d.split(", ", 3)[-1] for d in drawn(tmp_path / "a")}) == 4 and drawn(tmp_path / "a") != drawn(tmp_path / "c")
+
+
+def test_a_version_is_its_song_in_another_key(tmp_path):
+    "The same by another route: stems as they are on disk, put into the key and tempo that the manifest tells."
+    run(VERSIONS, tmp_path, seed=1); tracks = {t.name: t for t in find_tracks(tmp_path)}
+    row = next(r for r in read_manifest(tmp_path) if r["song"] == "Toy 1~v1")
+    semitones, tempo = float(row["source"].split(" semitones")[0].split(", ")[-1]), float(row["source"].split("tempo ")[1].split(",")[0])
+    again = repitch(load_track(tracks["Toy 1"]), semitones=semitones, tempo=tempo) * 10 ** (row["gain_db"] / 20)
+    assert (load_track(tracks["Toy 1~v1"]) - again).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("damage", [lambda r: shutil.rmtree(r / "train/Toy 1~v2"), lambda r: shutil.rmtree(r / "train/Toy 2"), lambda r: (r / "manifest.csv").unlink(),
+                                    lambda r: write_manifest(r, read_manifest(r)[1:]), lambda r: (r / "train/Toy 1~v1/backing.flac").write_bytes(b"la")])
+def test_versions_are_mended(tmp_path, damage):
+    run(VERSIONS, tmp_path); before = files(tmp_path)
+    damage(tmp_path); run(VERSIONS, tmp_path)
+    assert files(tmp_path) == before
+    run(TOY, tmp_path); assert not list(tmp_path.rglob("*~v*"))
+
+
+def test_a_changed_song_changes_its_versions(tmp_path):
+    run(VERSIONS, tmp_path); before = {r["song"]: r for r in read_manifest(tmp_path)}
+    rows = run(dict(VERSIONS, seconds=0.6), tmp_path)
+    assert all(r["sha256"] != before[r["song"]]["sha256"] and r["seconds"] > 0.5 for r in rows if origin(r)) and not [f for f in doctor(tmp_path) if f.severity == "error"]
+
+
+def test_a_killed_run_goes_on_with_its_versions(tmp_path):
+    settings = dict(VERSIONS, songs=5, seconds=2.0); run(settings, tmp_path / "calm", seed=5)
+    code = f"from sepnb.data.sources import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while process.poll() is None and len(list((tmp_path / "hit").glob("train/Toy*~v*"))) < 2: time.sleep(0.005)
+    process.send_signal(signal.SIGKILL); process.wait(); run(settings, tmp_path / "hit", seed=5)
+    assert files(tmp_path / "hit") == files(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("wrong", [{"count": -1}, {"count": 1.5}, {"semitones": 0.5}, {"tempo": 1.0}, {"keys": 3}, {"semitones": -1}])
+def test_wrong_versions(tmp_path, wrong):
+    with pytest.raises(SepnbError, match="'versions' is") as e: run(dict(TOY, versions=wrong), tmp_path / "out")
+    assert "\n" not in str(e.value) and not files(tmp_path)
+
+
+@pytest.mark.parametrize("semitones, tempo", [(0, 1.0), (2, 1.0), (-2, 1.12), (0, 0.88), (5, 1.5), (12, 2.0)])
+def test_repitch_moves_pitch_and_length_apart(semitones, tempo):
+    x = torch.stack([tone(440, sample_rate=16000), tone(1000, sample_rate=16000)])
+    y = repitch(x, semitones=semitones, tempo=tempo)
+    assert y.shape == (2, round(16000 / tempo)) and y.dtype == x.dtype
+    middle = y[:, 2000:-2000] * torch.hann_window(y.shape[-1] - 4000)
+    hz = torch.fft.rfft(middle, 64000).abs().argmax(-1) * 16000 / 64000
+    np.testing.assert_allclose(hz / torch.tensor([440, 1000]), 2 ** (semitones / 12), rtol=0.003)
+    if semitones == 0 and tempo == 1: assert torch.equal(x, y)
+
+
+def test_repitch_keeps_the_place_of_an_attack():
+    y = repitch(click(0.5, sample_rate=16000), tempo=0.8)
+    assert abs(y.abs().argmax().item() / 16000 - 0.5 / 0.8) < 0.05
+    with pytest.raises(SepnbError): repitch(y, tempo=0)
+
+
+def test_draws_of_demucs():
+    drawn = [draw_repitch(torch.Generator().manual_seed(i)) for i in range(400)]
+    tempo = np.array([d["tempo"] for d in drawn]); shift = np.array([d["semitones"] for d in drawn])
+    assert set(shift) == {-2, -1, 0, 1, 2} and abs(tempo - 1).max() <= 0.12 + 1e-6 and 0.04 < tempo.std() < 0.06 and draw_repitch(torch.Generator().manual_seed(1)) == drawn[1]
 
 
 def test_cache_follows_the_environment(tmp_path, monkeypatch):

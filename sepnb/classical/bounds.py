@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mixture', 'IdealMask', 'IdealBinaryMask', 'IdealRatioMask', 'phase_sensitive_mask', 'complex_ratio_mask',
-           'PhaseSensitiveMask', 'ComplexRatioMask', 'OracleWiener']
+           'BoundedMask', 'PhaseSensitiveMask', 'ComplexRatioMask', 'OracleWiener']
 
 # %% ../../nbs/classical/50_bounds.ipynb #5b864a73
 from collections.abc import Iterable
@@ -80,12 +80,12 @@ class IdealRatioMask(IdealMask):
 # %% ../../nbs/classical/50_bounds.ipynb #32b36fba
 def phase_sensitive_mask(truth: torch.Tensor, # `(s, c, f, n)`, complex, the true sources
                          spec: torch.Tensor, # `(c, f, n)`, complex, the mixture
-                         *, upper: float = 1.0, # largest gain, ≥ 1
-                        ) -> torch.Tensor: # `(s, c, f, n)`, real, 0 … upper; 0 where the mixture is
+                         *, bound: float = 1.0, # largest gain, ≥ 1
+                        ) -> torch.Tensor: # `(s, c, f, n)`, real, 0 … bound; 0 where the mixture is
     "Best real gain between 0 and a bound. Raises `SepnbError` for a bound below 1. Erdogan et al. (2015)."
-    if not upper >= 1: raise SepnbError(f"upper bound {upper} of a phase-sensitive mask must be at least 1")
+    if not bound >= 1: raise SepnbError(f"bound {bound} of a phase-sensitive mask must be at least 1")
     shadow = (truth * torch.sgn(spec).conj()).real # |S| cos of the angle between
-    return (shadow / magnitude(spec).clamp_min(torch.finfo(shadow.dtype).tiny)).clamp(0, upper)
+    return (shadow / magnitude(spec).clamp_min(torch.finfo(shadow.dtype).tiny)).clamp(0, bound)
 
 def complex_ratio_mask(truth: torch.Tensor, # `(s, c, f, n)`, complex, the true sources
                        spec: torch.Tensor, # `(c, f, n)`, complex, the mixture
@@ -97,30 +97,26 @@ def complex_ratio_mask(truth: torch.Tensor, # `(s, c, f, n)`, complex, the true 
     return torch.sgn(truth) * torch.sgn(spec).conj() * size.clamp(0, bound)
 
 # %% ../../nbs/classical/50_bounds.ipynb #aa1e23bb
-@register("psm", kind="bound", summary="Phase-sensitive mask: the best real gain between 0 and 1 of each bin.")
-class PhaseSensitiveMask(IdealMask):
+class BoundedMask(IdealMask):
+    "A mask of gains that are no larger than a bound; derive and write `mask`."
+    def __init__(self, stems: Iterable[str], # names of what comes out
+                 *, bound: float, # largest gain, ≥ 1
+                 n_fft: int = 4096, # samples in a frame
+                 hop_length: int = 1024, # samples between frames
+                 window: str = "hann", # see `STFT`
+                ):
+        super().__init__(stems, n_fft=n_fft, hop_length=hop_length, window=window)
+        self.bound, one = bound, torch.ones(1, 1, 1, 1, dtype=torch.complex64)
+        self.mask(one, one[0]) # refuses what cannot work
+
+@register("psm", kind="bound", summary="Phase-sensitive mask: the best real gain between 0 and 1 of each bin.", bound=1.0)
+class PhaseSensitiveMask(BoundedMask):
     "The ceiling of all real masks."
-    def __init__(self, stems: Iterable[str], # names of what comes out
-                 *, upper: float = 1.0, # largest gain, ≥ 1
-                 n_fft: int = 4096, hop_length: int = 1024, window: str = "hann", # see `IdealMask`
-                ):
-        super().__init__(stems, n_fft=n_fft, hop_length=hop_length, window=window)
-        self.upper = upper
-        phase_sensitive_mask(torch.ones(1, dtype=torch.complex64), torch.ones(1, dtype=torch.complex64), upper=upper) # refuses what cannot work
+    def mask(self, truth: torch.Tensor, spec: torch.Tensor) -> torch.Tensor: return phase_sensitive_mask(truth, spec, bound=self.bound)
 
-    def mask(self, truth: torch.Tensor, spec: torch.Tensor) -> torch.Tensor: return phase_sensitive_mask(truth, spec, upper=self.upper)
-
-@register("cirm", kind="bound", summary="Complex ratio mask: the best complex gain of bounded magnitude.")
-class ComplexRatioMask(IdealMask):
+@register("cirm", kind="bound", summary="Complex ratio mask: the best complex gain of bounded magnitude.", bound=10.0)
+class ComplexRatioMask(BoundedMask):
     "The ceiling of complex masks up to a magnitude."
-    def __init__(self, stems: Iterable[str], # names of what comes out
-                 *, bound: float = 10.0, # largest magnitude, ≥ 1
-                 n_fft: int = 4096, hop_length: int = 1024, window: str = "hann", # see `IdealMask`
-                ):
-        super().__init__(stems, n_fft=n_fft, hop_length=hop_length, window=window)
-        self.bound = bound
-        complex_ratio_mask(torch.ones(1, dtype=torch.complex64), torch.ones(1, dtype=torch.complex64), bound=bound) # refuses what cannot work
-
     def mask(self, truth: torch.Tensor, spec: torch.Tensor) -> torch.Tensor: return complex_ratio_mask(truth, spec, bound=self.bound)
 
 # %% ../../nbs/classical/50_bounds.ipynb #900a2f1b

@@ -13,7 +13,7 @@ from itertools import combinations, permutations
 
 import torch
 
-from .hpss import component_shares
+from .hpss import stem_shares
 from ..core import SepnbError
 from ..separator import Separator, register
 from ..stft import STFT
@@ -157,8 +157,7 @@ class ICA(Separator):
                  tolerance: float = 1e-6, # change at which it stops
                 ):
         super().__init__(stems)
-        usual = {stem: stem if stem in COMPONENTS else "centre" if stem in ("vocals", "bass") else "side" for stem in self.stems}
-        self.shares = component_shares(self.stems, {**usual, **assign} if isinstance(assign, Mapping) else assign or usual, components=COMPONENTS)
+        self.shares = stem_shares(self.stems, assign, components=COMPONENTS, usual=dict(vocals="centre", bass="centre", drums="centre"), others="side")
         if not (steps >= 1 and tolerance > 0): raise SepnbError(f"{steps} steps to a tolerance of {tolerance}: need at least one step and a tolerance above 0")
         self.settings = dict(steps=steps, tolerance=tolerance)
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch.nn.functional import linear
 
 from .hpss import component_shares
 from ..core import SepnbError
@@ -61,14 +62,27 @@ def _step(v: torch.Tensor, w: torch.Tensor, h: torch.Tensor, beta: int, fixed: i
         x, y = v[..., start:start + rows, :], new[..., start:start + rows, :]
         if fixed < w.shape[-1]:
             quotient, inverse = (x, None) if beta == 2 else _quotients(x, y, h, beta)
-            under = y @ gram if beta == 2 else gram if inverse is None else inverse @ h.mT
-            y[..., fixed:] = _multiply(y, quotient @ h.mT, under, beta)[..., fixed:]
+            under = y @ gram if beta == 2 else gram if inverse is None else (h @ inverse.mT).mT
+            y[..., fixed:] = _multiply(y, (h @ quotient.mT).mT, under, beta)[..., fixed:]
         quotient, inverse = (x, None) if beta == 2 else _quotients(x, y, h, beta)
         above.baddbmm_(y.mT, quotient)
         if inverse is not None: below.baddbmm_(y.mT, inverse)
     if beta == 2: below = (new.mT @ new) @ h
     if beta == 1: below = new.sum(-2)[..., None]
     return new, _multiply(h, above, below, beta)
+
+# %% ../../nbs/classical/55_nmf.ipynb #2f5792ba
+def _packed(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None: # `(1, f, n)`: by rows and by columns; none: where oneDNN is not or does not help
+    fits = v.dtype == torch.float32 and v.device.type == "cpu" and len(v) == 1 and torch.backends.mkldnn.is_available()
+    return (v[0].to_mkldnn(), v[0].T.contiguous().to_mkldnn()) if fits else None
+
+def _euclidean_step(packed: tuple[torch.Tensor, torch.Tensor], w: torch.Tensor, h: torch.Tensor, fixed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = packed
+    if fixed < w.shape[-1]:
+        above = linear(rows, h[0]).to_dense() # V Hᵀ
+        w = torch.cat([w[..., :fixed], _multiply(w, above, w @ (h @ h.mT), 2)[..., fixed:]], -1)
+    above = linear(columns, w[0].T.contiguous()).to_dense().T # Wᵀ V
+    return w, _multiply(h, above, (w.mT @ w) @ h, 2)
 
 # %% ../../nbs/classical/55_nmf.ipynb #3be2ac83
 def _start(v: torch.Tensor, rank: int | None, w: torch.Tensor | None, h: torch.Tensor | None, generator: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +119,8 @@ def factorise(v: torch.Tensor, # `(..., f, n)`, ≥ 0, finite, float32 or float6
     if not 0 <= fixed <= w.shape[-1] or iterations < 0: raise SepnbError(f"cannot fix {fixed} of {w.shape[-1]} templates, or do {iterations} iterations")
     rows = max(16, 2**18 // v[..., 0, :].numel()) if v.device.type == "cpu" else v.shape[-2]
     x, w, h = (m.reshape(-1, *m.shape[-2:]) for m in (x, w, h))
-    for _ in range(iterations): w, h = _step(x, w, h, beta, fixed, rows)
+    packed = _packed(x) if beta == 2 else None
+    for _ in range(iterations): w, h = _euclidean_step(packed, w, h, fixed) if packed else _step(x, w, h, beta, fixed, rows)
     w, h = (m.reshape(*v.shape[:-2], *m.shape[-2:]) for m in (w, h))
     scale = w.sum(-2, keepdim=True); scale = torch.where(scale > 0, scale, 1); scale[..., :fixed] = 1
     return w / scale, h * scale.mT * top
@@ -192,6 +207,8 @@ class NMF(Separator):
         assign = usual if assign is None else assign
         self.feature = feature_of(assign)
         self.shares = component_shares(self.stems, assign, components=FEATURES[self.feature])
+        wordless = [stem for stem in self.stems if stem not in assign]
+        if wordless: raise SepnbError(f"assign: stem '{wordless[0]}' has no word; choose {' or '.join(FEATURES[self.feature])}")
         if not power > 0 or iterations < 1: raise SepnbError(f"power {power} must be above 0, and {iterations} iterations at least 1")
         self.models(torch.ones(1, 2, 2)) # settings that cannot work are refused here
 

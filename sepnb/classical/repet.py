@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.ndimage import maximum_filter1d
 
-from .hpss import component_shares
+from .hpss import stem_shares
 from ..core import SepnbError
 from ..separator import Separator, register
 from ..stft import STFT, magnitude
@@ -147,8 +147,7 @@ class Repetition(Separator):
         super().__init__(stems)
         self.stft, self.sample_rate, self.hop_rate = STFT(n_fft, hop_length), int(sample_rate), sample_rate / hop_length
         self.low_bins = math.ceil(low_hz * n_fft / sample_rate)
-        usual = {stem: stem if stem in COMPONENTS else "varying" if stem == "vocals" else "repeating" for stem in self.stems}
-        self.shares = component_shares(self.stems, {**usual, **assign} if isinstance(assign, Mapping) else assign or usual, components=COMPONENTS)
+        self.shares = stem_shares(self.stems, assign, components=COMPONENTS, usual=dict(vocals="varying"))
 
     def model(self, mag: torch.Tensor) -> torch.Tensor: # `(c, f, n)` → `(c, f, n)`
         "Magnitude of what repeats."

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from .hpss import component_shares
+from .hpss import stem_shares
 from ..core import SepnbError
 from ..masks import apply_mask, binary_mask, ratio_mask
 from ..separator import Separator, register
@@ -138,8 +138,7 @@ class RPCA(Separator):
         super().__init__(stems)
         self.stft = STFT(n_fft, hop_length)
         self.settings = dict(gain=gain, mask=mask, sparsity=sparsity, tolerance=tolerance)
-        usual = {stem: stem if stem in COMPONENTS else "sparse" if stem == "vocals" else "low_rank" for stem in self.stems}
-        self.shares = component_shares(self.stems, {**usual, **assign} if isinstance(assign, Mapping) else assign or usual, components=COMPONENTS)
+        self.shares = stem_shares(self.stems, assign, components=COMPONENTS, usual=dict(vocals="sparse"))
         rpca_masks(torch.ones(1, 2, 2), **self.settings) # settings that cannot work are refused here
 
     def estimate(self, mix: torch.Tensor, # `(c, t)`

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from .hpss import component_shares
+from .hpss import stem_shares
 from ..core import SepnbError
 from ..separator import Separator, register
 from ..stft import STFT, magnitude
@@ -66,7 +66,7 @@ def pitch_grid(lowest_hz: float, highest_hz: float, *, step_cents: float = 20.0)
     return lowest_hz * 2 ** (torch.arange(math.floor(1200 * math.log2(highest_hz / lowest_hz) / step_cents) + 1) * step_cents / 1200)
 
 def _collector(grid: torch.Tensor, bins: int, bin_hz: float, harmonics: int, decay: float) -> torch.Tensor: # `(p, f)`
-    out = torch.zeros(len(grid), bins + 1)
+    out = torch.zeros(len(grid), bins + 1, device=grid.device)
     for h in range(1, harmonics + 1):
         place = grid * h / bin_hz; low = place.floor().long(); fraction = (place - low).float()
         inside = low < bins - 1
@@ -188,8 +188,7 @@ class Sinusoidal(Separator):
         if not 0 < lowest_hz < highest_hz or harmonics < 1 or width_cents < 0: raise SepnbError("need 0 < lowest_hz < highest_hz, harmonics of at least 1 and width_cents of at least 0")
         self.stft, self.variant, self.pitch, self.range = STFT(n_fft, hop_length), variant, pitch, dict(lowest_hz=lowest_hz, highest_hz=highest_hz)
         self.harmonics, self.width_cents, self.floor_db, self.aperiodic = harmonics, width_cents, floor_db, aperiodic
-        usual = {stem: stem if stem in COMPONENTS else "lead" if stem == "vocals" else "rest" for stem in self.stems}
-        self.shares = component_shares(self.stems, {**usual, **assign} if isinstance(assign, Mapping) else assign or usual, components=COMPONENTS)
+        self.shares = stem_shares(self.stems, assign, components=COMPONENTS, usual=dict(vocals="lead"), others="rest")
         self.sample_rate = int(sample_rate)
         self.lead_pitch(torch.zeros(1, 2), torch.zeros(1, self.stft.bins, 3)) # settings that cannot work are refused here
 

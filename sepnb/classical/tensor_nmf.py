@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .hpss import component_shares
+from .hpss import stem_shares
 from .nmf import DIVERGENCES, FLOOR, TINY
 from ..core import SepnbError
 from ..masks import apply_mask, ratio_mask
@@ -140,8 +140,7 @@ class NTF(Separator):
         super().__init__(stems)
         self.stft, self.power, self.exponent = STFT(n_fft, hop_length), power, exponent
         self.settings = dict(rank=rank, iterations=iterations, divergence=divergence)
-        usual = {stem: "centre" if stem in ("centre", "vocals", "bass", "drums") else "sides" for stem in self.stems}
-        self.shares = component_shares(self.stems, {**usual, **assign} if isinstance(assign, Mapping) else assign or usual, components=COMPONENTS)
+        self.shares = stem_shares(self.stems, assign, components=COMPONENTS, usual=dict(vocals="centre", bass="centre", drums="centre"), others="sides")
         if not (power > 0 and exponent > 0) or iterations < 1: raise SepnbError(f"power {power} and exponent {exponent} must be above 0, and {iterations} iterations at least 1")
         self.models(torch.ones(2, n_fft // 2 + 1, 1)[:, :2]) # settings that cannot work are refused here
 

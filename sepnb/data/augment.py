@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'random_gain', 'swap_channels', 'flip_sign', 'random_shift', 'remix', 'fir_taps', 'random_fir',
-           'change_speed', 'shared_resample', 'saturate', 'augment', 'choose', 'repitch', 'draw_repitch']
+           'change_speed', 'shared_resample', 'saturate', 'augment', 'choose']
 
 # %% ../../nbs/data/35_augment.ipynb #c15f1b32
-import librosa
 import torch
 from torch.nn import functional as F
 
-from ..audio import resample
 from ..core import SepnbError
 
 # %% ../../nbs/data/35_augment.ipynb #f9e61d43
@@ -34,14 +32,16 @@ def swap_channels(sources: torch.Tensor, # `(b, s, c, t)`
                   *, p: float = 0.5, # probability for each stem of each example
                  ) -> torch.Tensor: # `(b, s, c, t)`
     "Reverse the order of the channels of some stems."
-    return torch.where(_some(sources, generator, p), sources.flip(2), sources)
+    rows = torch.arange(sources.shape[:3].numel(), device=sources.device).view(sources.shape[:3]) # one copy of whole channels
+    rows = torch.where(_some(sources, generator, p)[..., 0], rows.flip(2), rows)
+    return sources.flatten(0, 2).index_select(0, rows.flatten()).view(sources.shape)
 
 def flip_sign(sources: torch.Tensor, # `(b, s, c, t)`
               generator: torch.Generator, # randomness, on the CPU
               *, p: float = 0.5, # probability for each stem of each example
              ) -> torch.Tensor: # `(b, s, c, t)`
     "Turn some stems upside down (Demucs v2)."
-    return torch.where(_some(sources, generator, p), -sources, sources)
+    return sources * torch.where(_some(sources, generator, p), -1.0, 1.0).to(sources)
 
 # %% ../../nbs/data/35_augment.ipynb #e1f6f7f8
 def _edge(edge: str, t: int, shorter: int) -> int: # length of the result, samples
@@ -94,10 +94,12 @@ def random_fir(sources: torch.Tensor, # `(b, s, c, t)`
               ) -> torch.Tensor: # `(b, s, c, t)`
     "Filter some stems by short random impulse responses; both channels alike."
     b, s, c, t = sources.shape
-    chosen, taps = _some(sources, generator, p), fir_taps(generator, b * s, **law).to(sources)
-    flat = F.pad(sources.permute(2, 0, 1, 3).reshape(c, b * s, t), (taps.shape[-1] - 1, 0))
-    filtered = F.conv1d(flat, taps.flip(-1)[:, None], groups=b * s)
-    return torch.where(chosen, filtered.reshape(c, b, s, t).permute(1, 2, 0, 3), sources)
+    rows = _some(torch.empty(b, s), generator, p).flatten().nonzero()[:, 0].tolist() # drawn on the CPU: nothing waits for the device
+    taps, out = fir_taps(generator, b * s, **law).to(sources), sources.flatten(0, 1).clone()
+    if rows: # only what is chosen is filtered; channels along the batch, stems along the groups
+        flat = F.pad(out[rows].transpose(0, 1), (taps.shape[-1] - 1, 0))
+        out[rows] = F.conv1d(flat, taps[rows].flip(-1)[:, None], groups=len(rows)).transpose(0, 1)
+    return out.view(sources.shape)
 
 # %% ../../nbs/data/35_augment.ipynb #cc9ffa24
 def change_speed(x: torch.Tensor, # `(..., t)`, taken for a loop
@@ -164,26 +166,3 @@ def choose(sources: torch.Tensor, # `(b, s, c, t)`
     return torch.stack(results)[which.to(sources.device), torch.arange(len(sources), device=sources.device)]
 
 AUGMENTATIONS["choose"] = choose
-
-# %% ../../nbs/data/35_augment.ipynb #c5734490
-def repitch(x: torch.Tensor, # `(..., t)`, a whole song's stem
-            *, semitones: float = 0.0, # change of pitch
-            tempo: float = 1.0, # factor of speed, > 0
-            n_fft: int = 2048, # frame of the phase vocoder, samples
-           ) -> torch.Tensor: # `(..., t / tempo)`, same dtype and device
-    "Change pitch and tempo independently (slow; for material rendered ahead of time)."
-    if not tempo > 0: raise SepnbError(f"a tempo is a factor above zero, not {tempo}")
-    pitch, length = 2 ** (semitones / 12), round(x.shape[-1] / tempo)
-    if pitch != tempo:
-        x = torch.from_numpy(librosa.effects.time_stretch(x.detach().cpu().numpy(), rate=tempo / pitch, n_fft=n_fft)).to(x)
-    y = resample(x, round(10000 * pitch), 10000)[..., :length]
-    return F.pad(y, (0, length - y.shape[-1]))
-
-def draw_repitch(generator: torch.Generator, # randomness, on the CPU
-                 *, semitones: int = 2, # largest change up and down, whole semitones
-                 deviation: float = 0.05, # standard deviation of the tempo
-                 limit: float = 0.12, # its largest change
-                ) -> dict: # arguments of `repitch`, the same for all stems of a song
-    "A pitch and a tempo as Demucs v2 draws them."
-    shift = torch.randint(-semitones, semitones + 1, (1,), generator=generator).item()
-    return dict(semitones=shift, tempo=1 + (deviation * torch.randn(1, generator=generator)).clamp(-limit, limit).item())

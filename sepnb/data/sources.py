@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Sources', 'MUSDB_VALID', 'MUSDB_LICENCE', 'PACKS', 'KINDS', 'COMMON', 'FACTS', 'Song', 'read_files', 'toy',
-           'generated', 'musdb_hq', 'stem_mp4', 'stempeg', 'tracks', 'Pack', 'pack_songs', 'frets_on_fire', 'collect',
-           'read_facts', 'licences_text', 'prepare']
+           'generated', 'musdb_hq', 'stem_mp4', 'stempeg', 'tracks', 'Pack', 'pack_songs', 'frets_on_fire', 'repitch',
+           'draw_repitch', 'versions_of', 'origin', 'collect', 'read_facts', 'licences_text', 'prepare']
 
 # %% ../../nbs/data/32_sources.ipynb #e0354b1b
-import importlib.util, inspect, json, multiprocessing, os, shutil, signal, threading
+import importlib.util, inspect, json, multiprocessing, os, re, shutil, signal, threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import librosa
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..audio import STEM_MP4, load_audio, load_stem_mp4, match_channels, resample
@@ -40,6 +42,8 @@ class Song:
     source: str # where it is from: package and version, or collection
     read: Callable[..., tuple] # `read(start_s=…, duration_s=…)` → stems, Hz, and a mapping of facts if there are any; can be pickled
     notice: str = "" # text that the licence wants to be kept with the song
+    of: str = "" # of a version: the song that it was made from
+    change: str = "" # and how
 
 def read_files(files: dict[str, Path], # stem → audio file
                *, start_s: float = 0.0, # s
@@ -206,8 +210,58 @@ def frets_on_fire(*, cache_dir: str | Path, # unpacked packages are kept here
     return [song for pack, folder in zip(PACKS, folders) for song in pack_songs(pack, folder)]
 
 # %% ../../nbs/data/32_sources.ipynb #df030fee
+def repitch(x: torch.Tensor, # `(..., t)`, a whole song's stem
+            *, semitones: float = 0.0, # change of pitch
+            tempo: float = 1.0, # factor of speed, > 0
+            n_fft: int = 2048, # frame of the phase vocoder, samples
+           ) -> torch.Tensor: # `(..., t / tempo)`, same dtype and device
+    "Change pitch and tempo independently. Raises `SepnbError` for a tempo that is none."
+    if not tempo > 0: raise SepnbError(f"a tempo is a factor above zero, not {tempo}")
+    pitch, length = 2 ** (semitones / 12), round(x.shape[-1] / tempo)
+    if pitch != tempo:
+        x = torch.from_numpy(librosa.effects.time_stretch(x.detach().cpu().numpy(), rate=tempo / pitch, n_fft=n_fft)).to(x)
+    y = resample(x, round(10000 * pitch), 10000)[..., :length]
+    return F.pad(y, (0, length - y.shape[-1]))
+
+def draw_repitch(generator: torch.Generator, # randomness, on the CPU
+                 *, semitones: int = 2, # largest change up and down, whole semitones
+                 deviation: float = 0.05, # standard deviation of the tempo
+                 limit: float = 0.12, # its largest change
+                ) -> dict: # arguments of `repitch`, the same for all stems of a song
+    "A pitch and a tempo as Demucs v2 draws them."
+    shift = torch.randint(-semitones, semitones + 1, (1,), generator=generator).item()
+    return dict(semitones=shift, tempo=1 + (deviation * torch.randn(1, generator=generator)).clamp(-limit, limit).item())
+
+# %% ../../nbs/data/32_sources.ipynb #610368f5
+def _read_version(read: Callable, semitones: int, tempo: float, **part) -> tuple[Sources, int]:
+    sources, rate, *_ = read(**part) # what is known of the song is not repeated: its version is not another
+    return {stem: repitch(x, semitones=semitones, tempo=tempo) for stem, x in sources.items()}, rate
+
+def versions_of(songs: list[Song], # of any split
+                settings: dict, # count; semitones and tempo: the largest changes
+                *, seed: int = 0, # of the draws; each version has a stream of its own
+               ) -> list[Song]: # of the training songs, unread
+    "Training songs in other keys and tempos. Raises `SepnbError` for settings that cannot be."
+    wanted = dict(count=1, semitones=2, tempo=0.12) | settings; count, semitones, tempo = wanted.values() if len(wanted) == 3 else (0, 0, -1)
+    if not (isinstance(count, int) and isinstance(semitones, int) and min(count, semitones) >= 0 and 0 <= tempo < 1):
+        raise SepnbError(f"'versions' is count (how many of each training song), semitones (whole) and tempo (a share, 0.12), not {settings}")
+    out = []
+    for song, i in ((song, i) for song in songs if song.split == "train" for i in range(1, count + 1)):
+        g = torch.Generator().manual_seed(derive_seed(seed, "version", song.name, i))
+        drawn = draw_repitch(g, semitones=semitones, limit=tempo); drawn["tempo"] = round(drawn["tempo"], 4)
+        change = f"{drawn['semitones']:+d} semitones, tempo {drawn['tempo']:.4f}"
+        out.append(replace(song, name=f"{song.name}~v{i}", read=partial(_read_version, song.read, **drawn), of=song.name, change=change))
+    return out
+
+def origin(row: Row, # of a manifest
+          ) -> str | None: # 64 hexadecimal digits; None: it is nobody's version
+    "Fingerprint of the song of which a row is a version."
+    found = re.search(r", a version of ([0-9a-f]{64})$", row["source"])
+    return found[1] if found else None
+
+# %% ../../nbs/data/32_sources.ipynb #abd2d12a
 KINDS = dict(toy=toy, generated=generated, fretsonfire=frets_on_fire, musdb_hq=musdb_hq, stem_mp4=stem_mp4, stempeg=stempeg, tracks=tracks)
-COMMON = ("kind", "splits", "sample_rate", "channels", "excerpt_s")
+COMMON = ("kind", "splits", "sample_rate", "channels", "excerpt_s", "versions")
 
 def collect(settings: dict, # kind, and its settings
             *, seed: int = 0, # for what is generated
@@ -222,7 +276,13 @@ def collect(settings: dict, # kind, and its settings
     wrong = [k for k in settings if k not in known]
     if wrong: raise SepnbError(f"kind '{kind}' does not know '{wrong[0]}'; it knows {', '.join(known)}")
     if "root" in wanted and "root" not in given: raise SepnbError(f"a data set of kind '{kind}' needs 'root', the folder that holds it")
-    return _assign(adapter(**given), settings.get("splits"))
+    songs = _assign(adapter(**given), settings.get("splits"))
+    return _in_order([*songs, *versions_of(songs, settings["versions"] or {}, seed=seed)]) if "versions" in settings else songs
+
+def _in_order(songs: list[Song]) -> list[Song]:
+    names = [s.name for s in songs]
+    if twice := [n for n in names if names.count(n) > 1]: raise SepnbError(f"song '{twice[0]}' is there twice; rename one")
+    return sorted(songs, key=lambda s: (SPLITS.index(s.split), natural_key(s.name)))
 
 def _assign(songs: list[Song], splits: dict[str, str] | None) -> list[Song]: # songs that are wanted, in order
     names = [s.name for s in songs]
@@ -232,8 +292,7 @@ def _assign(songs: list[Song], splits: dict[str, str] | None) -> list[Song]: # s
         songs = [replace(s, split=splits[s.name]) for s in songs if s.name in splits]
     for s in songs:
         if s.split not in SPLITS: raise SepnbError(f"song '{s.name}' has the split {s.split}; give it train, valid or test under 'splits'")
-        if names.count(s.name) > 1: raise SepnbError(f"song '{s.name}' is there twice; rename one")
-    return sorted(songs, key=lambda s: (SPLITS.index(s.split), natural_key(s.name)))
+    return _in_order(songs)
 
 # %% ../../nbs/data/32_sources.ipynb #e0f31f49
 FACTS = "facts.json" # beside the stems, if there are any
@@ -242,7 +301,7 @@ def _recipe(song: Song, settings: dict) -> str: # what the manifest says of a so
     start_s, seconds = settings.get("excerpt_s") or (0, None)
     rate, channels = settings.get("sample_rate"), settings.get("channels")
     steps = (f"{seconds:g} s from {start_s:g} s" if seconds else "", f"at {rate} Hz" if rate else "", f"{channels} ch" if channels else "")
-    return ", ".join(filter(None, (song.source, *steps)))
+    return ", ".join(filter(None, (song.source, *steps, song.change)))
 
 def _make(song: Song, settings: dict, out: Path) -> Row:
     start_s, seconds = settings.get("excerpt_s") or (0, None)
@@ -273,7 +332,7 @@ def read_facts(root: str | Path, # of a set
 def _sweep(out: Path) -> None: # what killed runs left
     for p in [*out.glob("*/.*.part"), *out.glob("*/.*.old")]: shutil.rmtree(p, ignore_errors=True)
 
-def _tidy(out: Path, songs: list[Song], settings: dict) -> dict[str, Row]: # rows of songs that are made already
+def _tidy(out: Path, songs: list[Song]) -> dict[str, Row]: # what the manifest says of the songs that are asked for
     try: rows = {r["song"]: r for r in read_manifest(out)}
     except SepnbError: rows = {} # none yet, or damaged: all is made anew
     wanted = {(s.split, s.name) for s in songs}; made = {(r["split"], r["song"]) for r in rows.values()}
@@ -282,13 +341,18 @@ def _tidy(out: Path, songs: list[Song], settings: dict) -> dict[str, Row]: # row
     if strange: raise SepnbError(f"{out} holds songs that this data set does not know ({'/'.join(strange[0])}); choose an empty folder")
     for split, name in there - wanted: shutil.rmtree(out / split / name)
     _sweep(out)
-    return {s.name: rows[s.name] for s in songs if _is_made(rows.get(s.name), s, settings, out)}
+    return {s.name: rows[s.name] for s in songs if s.name in rows}
+
+def _rounds(songs: list[Song], rows: dict[str, Row]) -> Iterator[list[Song]]: # songs, then their versions; `rows` is filled in between
+    yield [s for s in songs if not s.of]
+    yield [replace(s, change=f"{s.change}, a version of {rows[s.of]['sha256']}") for s in songs if s.of]
 
 def licences_text(songs: list[Song], # of one set
                  ) -> str: # for LICENCES.txt
     "Who made the recordings, under which licence, and what was changed."
     head = "Recordings in this folder, by licence. Changed: turned down where they would clip, rounded to 16 bits, and mixed\n" \
-           "again as the sum of their stems; manifest.csv says which were shortened or resampled, and by how much turned down.\n"
+           "again as the sum of their stems; manifest.csv says which were shortened, resampled or put into another key and tempo,\n" \
+           "and by how much turned down.\n"
     parts = {}
     for s in songs: parts.setdefault((s.licence, s.source, s.notice), []).append(s.name)
     blocks = [f"{licence}\nfrom {source}:\n" + "".join(f"  {n}\n" for n in names) + (f"\n{notice.strip()}\n" if notice else "")
@@ -343,9 +407,11 @@ def prepare(settings: dict, # one entry of `datasets` in params.yaml
     songs = collect(settings, seed=seed, cache_dir=cache_dir or os.environ.get("SEPNB_CACHE") or out.parent / "cache")
     if not songs: raise SepnbError("the data set has no songs; name some under 'splits' in params.yaml")
     if jobs < 1: raise SepnbError(f"{jobs} jobs make no songs; use 1 or more")
-    rows = _tidy(out, songs, settings)
-    with tqdm(total=len(songs), initial=len(rows), desc="prepare", unit="song", disable=not progress) as bar, \
-         closing(_make_all([s for s in songs if s.name not in rows], settings, out, jobs)) as making:
-        for song, row in making: rows[song.name] = row; write_manifest(out, rows.values()); bar.update()
+    known, rows = _tidy(out, songs), {}
+    with tqdm(total=len(songs), desc="prepare", unit="song", disable=not progress) as bar:
+        for some in _rounds(songs, rows):
+            rows |= {s.name: known[s.name] for s in some if _is_made(known.get(s.name), s, settings, out)}; bar.update(len(rows) - bar.n)
+            with closing(_make_all([s for s in some if s.name not in rows], settings, out, jobs)) as making:
+                for song, row in making: rows[song.name] = row; write_manifest(out, rows.values()); bar.update()
     write_manifest(out, rows.values()); write_text(out / "LICENCES.txt", licences_text(songs))
     return read_manifest(out)

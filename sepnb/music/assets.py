@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['unpack_deb', 'ASSETS', 'Local', 'ar_members', 'Entry', 'unpack', 'content_digest', 'Package', 'fetch_deb', 'Asset',
-           'asset', 'find_main', 'cache_folder', 'fetch', 'locate', 'is_cached', 'fetch_all', 'library_env', 'licences']
+           'asset', 'find_main', 'used_digest', 'cache_folder', 'fetch', 'locate', 'is_cached', 'fetch_all',
+           'library_env', 'licences']
 
 # %% ../../nbs/music/23_assets.ipynb #79309677
 import contextlib, functools, hashlib, io, os, posixpath, re, shutil, subprocess, sys, tarfile, tempfile, zipfile, zlib
@@ -107,7 +108,7 @@ def content_digest(folder: str | Path, # any
                    *, pattern: str = "*.ogg", # which files count
                   ) -> str: # 64 hexadecimal digits
     "SHA-256 over names and contents of files, in all subfolders."
-    found = [p for p in Path(folder).rglob(pattern) if p.is_file()]
+    found = [p for p in Path(folder).rglob(pattern) if p.is_file() and p.parent.name != "__pycache__"] # Python writes that when it likes
     files = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
     return hashlib.sha256("".join(f"{files[name]} {name}\n" for name in sorted(files)).encode()).hexdigest()
 
@@ -237,19 +238,21 @@ class Asset:
     sha256: tuple[str, ...] # of the package, one for each processor
     licence: str # in short; the package's own file says it in full
     main: str # name of the file or folder that matters, as the end of its path
-    content_sha256: str = "" # of `main`; "": not compared
+    content_sha256: str | tuple[str, ...] = "" # `used_digest` of its files, one for each processor; "": not compared
     what: str = "" # what it is used for
+    used: tuple[str, ...] = () # the files and folders that songs depend on, as the ends of their paths; (): `main`
 
 # %% ../../nbs/music/23_assets.ipynb #347c0ec5
 ASSETS: dict[str, Asset] = {
-    "mma": Asset("deb", "mma", "21.09-1", 4350600, ("ee2fa4c2d029adc0750f7194ad52de4a75dafa9de0e4ee02962f807f50083acf",),
-                 "GPL-2+ (a program; its output is ours)", "bin/mma", what="accompaniment patterns, a Python program"),
-    "flite": Asset("deb", "flite", "2.2-5", 252784, ("f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9",
-                   "f5114e5cb90bc1f9705b1810eb0c9865ead13ad727feaa3df47d167b68cd11f3"), "CMU Flite licence (free, BSD-like)", "bin/flite", what="speech, the program"),
-    "libflite1": Asset("deb", "libflite1", "2.2-5", 12823776, ("bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061",
-                       "a32d8cfe4eda5e98dc4332ffb2520d3fb65565265bb869eb101f6b8b21f0115d"), "CMU Flite licence (free, BSD-like)", "libflite.so.1", what="speech, its voices"),
+    "mma": Asset("deb", "mma", "21.09-1", 4350600, ("ee2fa4c2d029adc0750f7194ad52de4a75dafa9de0e4ee02962f807f50083acf",), "GPL-2+ (a program; its output is ours)", "bin/mma", "2e8bdf3043450eee519d32ee779270f561a452b0cb3382ef2824b0ce3c3a5a18",
+                 "accompaniment patterns, a Python program", used=("bin/mma", "mma/MMA", "mma/lib", "mma/includes")),
+    "flite": Asset("deb", "flite", "2.2-5", 252784, ("f4ce03470bf9974c2cb9cacd981e6be29339ef4c97cf994dd6fa3f90e6544db9", "f5114e5cb90bc1f9705b1810eb0c9865ead13ad727feaa3df47d167b68cd11f3"), "CMU Flite licence (free, BSD-like)", "bin/flite",
+                   ("9934f9e7d47162220821950b665c33ba1e0be9609eaae187fe175e0c59dfbb75", "85a0f65820b1f67299987a115e7e9088cbbfd19fd599d6aea3144ab4155b1748"), "speech, the program"),
+    "libflite1": Asset("deb", "libflite1", "2.2-5", 12823776, ("bfa8c591f1b47730b30b372ec38e02918a1c9795eada67684e1746390ad2f061", "a32d8cfe4eda5e98dc4332ffb2520d3fb65565265bb869eb101f6b8b21f0115d"), "CMU Flite licence (free, BSD-like)", "libflite.so.1",
+                       ("2d96041bfd5781d87fb7f0d05a47064956bd5657b922901d5e0aaa4b9dae237a", "814a03a48cf3d15101bb157c74d3430ae0fbcf8f6bc16cd34708d13f623047ab"), "speech, its voices",
+                       used=tuple(f"libflite{part}.so.1" for part in ("", "_usenglish", "_cmulex", "_cmu_us_kal16", "_cmu_us_awb", "_cmu_us_rms", "_cmu_us_slt"))),
     "hibari-tts": Asset("wheel", "hibari-tts", "0.2.1", 14032178, ("49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3",),
-                        "Apache-2.0", "hibari/assets", what="an English voice"),
+                        "Apache-2.0", "hibari/assets", "ac2331395d545843b4ac3c6f6e597f3e1d6c937784f90afd1fa1653c8455a1aa", "an English voice"),
     "fluidr3mono": Asset("deb", "fluidr3mono-gm-soundfont", "2.315-7", 18726092, ("4098301bf29f4253c2f5799a844f42dd4aa733d91a210071ad16d7757dea51d6",),
                          "MIT", "FluidR3Mono_GM.sf3", "cda013d8c370a48ae8dad271e761078d2e77455488dabdedbfbe5fc76a38c682", "General MIDI instruments"),
     "timgm6mb": Asset("deb", "timgm6mb-soundfont", "1.3-5", 5426644, ("034abdfb296d9353433513dad5dbdcab46425ee6008fc02fe7039b46e75edc54",),
@@ -257,13 +260,15 @@ ASSETS: dict[str, Asset] = {
     "csound-gm": Asset("deb", "csound-soundfont", "1:6.18.1+dfsg-1", 3740268, ("0d05bec0cff2486f4537dd0236fece99f3565b62959717f82e975be8e0cf1393",),
                        "public domain (packaged under LGPL-2.1+)", "sf_GMbank.sf2", "9f39fc53bd3a1a69f13cb486838944eded358b3b6e8afbd6c1c2c33675b2034b", "General MIDI instruments"),
     "freepats": Asset("deb", "freepats", "20060219-4", 25089504, ("1282628c7ec015f0d39a8b1ee58a2d942220bbad38173d005bbfbaaf36e1d6f1",),
-                      "GPL-2+, songs made with it excepted", "midi/freepats", what="General MIDI instruments, Gravis patches"),
+                      "GPL-2+, songs made with it excepted", "midi/freepats", "9f34c281ed994fad07168bf74d7cc72100747fb4f28565b49b34355e00b88292", "General MIDI instruments, Gravis patches", used=("freepats/Tone_000",)),
     "avldrums": Asset("deb", "avldrums.lv2-soundfont", "0.5.2-2", 24667944, ("436813f10c950324f28cb6a71e922f153084b6ed00049cd47da3f0f055f3ffc5",),
-                      "CC BY-SA 3.0 (samples)", "Red_Zeppelin_4_LV2.sf2", "e8710b899ece8f83b109d0e2f6a89b007b864c8c088ca3ad3cd6e47bd8e629cc", "two recorded drum kits"),
+                      "CC BY-SA 3.0 (samples)", "Red_Zeppelin_4_LV2.sf2", "949f069c9d516eac7b96aaa1b2fba103020bc91fb3a0eae5479b2a7ee6aa2e61", "two recorded drum kits", used=("Red_Zeppelin_4_LV2.sf2", "Black_Pearl_4_LV2.sf2")),
     "hydrogen-drumkits": Asset("deb", "hydrogen-drumkits", "2017.09.19~dfsg-1", 142675622, ("6ea3c6df9a67762e2362f946c695e619859126b19fbccf32a2e8f07dfd03b2f4",),
-                               "a licence for each kit: CC0, CC BY 3.0, CC BY-SA 3.0, GPL-2", "hydrogen/data/drumkits", what="recorded drum kits"),
+                               "a licence for each kit: CC0, CC BY 3.0, CC BY-SA 3.0, GPL-2", "hydrogen/data/drumkits", "de0e91838b6590cca4ca26e04d63f14dfa402b6390917cf5a2cb1b01e349b395", "recorded drum kits",
+                               used=tuple(f"drumkits/{kit}" for kit in ("BJA_Pacific", "ColomboAcousticDrumkit", "ElectricEmpireKit", "ForzeeStereo", "Millo-Drums_v.1", "Millo_MultiLayered2",
+                                                                        "Millo_MultiLayered3", "The Black Pearl 1.0", "VariBreaks", "rumpf_kit_z01_h2"))),
     "sonic-pi-samples": Asset("deb", "sonic-pi-samples", "3.2.2~repack-8", 21882696, ("25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d",),
-                              "CC0", "sonic-pi/samples", what="drums, one hit a file"),
+                              "CC0", "sonic-pi/samples", "c01d1d91b0055739d12d4a780847dd0e721851f1f67e3cb6ce95631f7ed52220", "drums, one hit a file"),
 }
 
 # %% ../../nbs/music/23_assets.ipynb #1a78a3a2
@@ -279,36 +284,45 @@ def find_main(root: str | Path, # folder
               main: str, # end of a path
              ) -> Path | None: # the first file or folder that ends so, nearest to the root
     "Look for a file or folder by the end of its path."
-    root = Path(root); near = [p for p in (root / main, root / "usr" / main, root / "usr/share" / main) if p.exists()]
+    root = Path(root); near = [p for p in (root / main, root / "usr" / main, root / "usr/share" / main, root / "share" / main) if p.exists()]
     if near or main.startswith("bin/"): return next(iter(near), None)
     if root.as_posix().endswith(f"/{main}"): return root
     return min(root.rglob(main), key=lambda p: (len(p.parts), p.as_posix()), default=None)
 
 # %% ../../nbs/music/23_assets.ipynb #8e470c18
 @functools.lru_cache(maxsize=64)
-def _main_digest(main: Path, stamp: tuple) -> str: # computed once a process
-    return hashlib.sha256(main.read_bytes()).hexdigest() if main.is_file() else content_digest(main, pattern="*")
+def _part_digest(part: Path, stamp: tuple) -> str: # computed once a process
+    return hashlib.sha256(part.read_bytes()).hexdigest() if part.is_file() else content_digest(part, pattern="*")
 
-def _is_main(root: Path, a: Asset) -> bool: # whether the right `main` is in this folder
-    main = find_main(root, a.main)
-    if main is None: return False
-    s = main.stat(); return not a.content_sha256 or _main_digest(main, (s.st_mtime_ns, s.st_size)) == a.content_sha256
+def used_digest(root: str | Path, a: Asset, # folder that holds the asset's files, wherever in it
+               ) -> str: # 64 hexadecimal digits; "" if a file or folder is missing
+    "SHA-256 over what songs use of an asset: of one file its own, of more over their names and digests."
+    parts = {name: find_main(root, name) for name in a.used or (a.main,)}
+    if None in parts.values(): return ""
+    digests = {name: _part_digest(part, (part.stat().st_mtime_ns, part.stat().st_size)) for name, part in parts.items()}
+    return [*digests.values()][0] if len(digests) == 1 else hashlib.sha256("".join(f"{d} {name}\n" for name, d in digests.items()).encode()).hexdigest()
+
+def _is_main(root: Path, a: Asset) -> bool: # whether the right files are in this folder
+    return find_main(root, a.main) is not None and (not a.content_sha256 or (used_digest(root, a) or "none") in a.content_sha256)
 
 def cache_folder(cache_dir: str | Path | None = None, # None: $SEPNB_CACHE, or data/cache
                 ) -> Path:
     "Where unpacked assets are kept."
     return Path(cache_dir or os.environ.get("SEPNB_CACHE") or "data/cache").expanduser()
 
-# %% ../../nbs/music/23_assets.ipynb #ee757eba
-#| export
-
-# %% ../../nbs/music/23_assets.ipynb #1b3c7aba
+# %% ../../nbs/music/23_assets.ipynb #89f4bd51
 def _folder_name(a: Asset) -> str: # in the cache; no colons
     return f"{a.package}_{a.version.replace(':', '+')}"
 
 def _local(name: str, local: Local) -> Path | None: # that was named for this asset
     place = local.get(name) if isinstance(local, Mapping) else local
     return Path(place).expanduser() if place else None
+
+def _other_files(place: Path, a: Asset, name: str) -> SepnbError: # what to say of a folder with the wrong content
+    lost, mend = [part for part in a.used if not find_main(place, part)], f"correct 'local' of {name}, or unpack there the package of that version"
+    if lost: return SepnbError(f"{place} lacks {lost[0]} of {a.package} {a.version}; {mend}")
+    if len(a.used) < 2: return SepnbError(f"{find_main(place, a.main)} is not that of {a.package} {a.version} (its SHA-256 differs); {mend}")
+    return SepnbError(f"{', '.join(a.used[:2])} … in {place} are not those of {a.package} {a.version} (their SHA-256 differs); {mend}")
 
 def fetch(name: str, # key of `ASSETS`
           *, cache_dir: str | Path | None = None, # unpacked assets are kept here; None: $SEPNB_CACHE, or data/cache
@@ -318,7 +332,7 @@ def fetch(name: str, # key of `ASSETS`
     a, place = asset(name), _local(name, local); folder = cache_folder(cache_dir) / _folder_name(a)
     if place and place.is_dir() and find_main(place, a.main):
         if _is_main(place, a): return place
-        raise SepnbError(f"{find_main(place, a.main)} is not that of {a.package} {a.version} (its SHA-256 differs); correct 'local' of {name}")
+        raise _other_files(place, a, name)
     client, package = (_apt, _deb(a.package, a.version)) if a.kind == "deb" else (_pip, _wheel(a.package, a.version))
     same = (lambda files: _is_main(files, a)) if a.content_sha256 else None
     unpacked = _obtain(folder, package, client, local=place, sha256=a.sha256, size=a.size, same=same) / "files"

@@ -137,8 +137,8 @@ def spell(pitch_class: int, # 0..11
 # %% ../../nbs/music/08_pools.ipynb #77533089
 def chord_symbol(numeral: str, # "I", "vi7", "bVII"
                  tonic: int, # 0..11
-                 mode: str, # for the spelling
-                ) -> str: # "C", "Am7", "Bb"
+                 mode: str, # "major" or "minor", for the spelling
+                ) -> str: # in C major: "C", "Am7", "A#"
     "A numeral in a key. Raises `SepnbError` if it is none."
     found = re.fullmatch(r"(b?)([IV]+|[iv]+)(.*)", numeral)
     quality = ("m" if found and found[2].islower() else "") + (found[3] if found else "?")

@@ -232,11 +232,12 @@ def song_seconds(split: str, index: int, # of a song
 # %% ../../nbs/music/29_song.ipynb #03cbee0b
 @functools.lru_cache(maxsize=1)
 def edition() -> str: # 8 hexadecimal digits
-    "Fingerprint of the code and texts that make songs, without comments."
+    "Fingerprint of the code and texts that make songs, without remarks."
     total = hashlib.sha256()
     for file in sorted((f for f in files("sepnb.music").iterdir() if f.name.endswith((".py", ".toml", ".txt")) and f.name not in ("assets.py", "__init__.py")), key=lambda f: f.name):
         lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-        total.update("\n".join(line for line in lines if line and not line.startswith("#")).encode())
+        remark = ";" if file.name.endswith(".txt") else "#" # in lyrics a line with "#" is a heading: it says to which split the words belong
+        total.update("\n".join(line for line in lines if line and not line.startswith(remark)).encode())
     return total.hexdigest()[:8]
 
 def recipe(materials: Materials, # what it is made with
@@ -247,12 +248,14 @@ def recipe(materials: Materials, # what it is made with
     return f"generated, seed {seed}, edition {edition()}, {versions}"
 
 # %% ../../nbs/music/29_song.ipynb #ef431f29
+def _asks_nothing(licence: str) -> bool: return licence == "CC0" or licence.endswith("songs excepted")
+
 def song_licence(split: str, # train, valid or test
                  materials: Materials, # what its songs are made with
                 ) -> tuple[str, str]: # short, and the text that must be kept
     "Under which terms the songs of a split stand."
     cast = CASTS[materials.name][split]
-    terms = sorted({known(p).licence for p in cast.instruments + cast.drums if known(p).asset})
-    short = f"generated; contains samples under: {'; '.join(terms)}" if terms else "CC0, generated without samples"
+    terms = sorted({known(p).licence for p in cast.instruments + cast.drums if known(p).asset and not _asks_nothing(known(p).licence)})
+    short = f"generated song, free to use; to pass its audio on, credit its sounds and keep their terms: {', '.join(terms)} (see LICENCES.txt)" if terms else "CC0, generated song without recorded sounds"
     names = needed_assets(materials.name, split)
     return short, licences(names, **materials.where()) if names else ""

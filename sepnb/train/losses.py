@@ -13,8 +13,11 @@ from ..core import SepnbError
 from ..stft import magnitude
 
 # %% ../../nbs/train/70_losses.ipynb #325bf280
+def _widen(x: torch.Tensor) -> torch.Tensor: return x if x.dtype == torch.float64 else x.float()
+
 def _magnitudes(model: nn.Module, mix: torch.Tensor, sources: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return model.magnitudes(magnitude(model.stft(mix))), magnitude(model.stft(sources))
+    with torch.autocast(mix.device.type, enabled=False): given, targets = magnitude(model.stft(mix)), magnitude(model.stft(sources))
+    return _widen(model.magnitudes(given)), targets
 
 def magnitude_l1(model: nn.Module, # a model with `stft` and `magnitudes`
                  mix: torch.Tensor, # `(b, c, t)`
@@ -48,7 +51,7 @@ def waveform_l1(model: nn.Module, # mixture `(b, c, t)` → estimates `(b, s, c,
                 sources: torch.Tensor, # `(b, s, c, t)`
                ) -> torch.Tensor: # scalar
     "Mean absolute error of samples."
-    return (model(mix) - sources).abs().mean()
+    return (_widen(model(mix)) - sources).abs().mean()
 
 LOSSES = dict(magnitude_l1=magnitude_l1, magnitude_mse=magnitude_mse, weighted_magnitude_l1=weighted_magnitude_l1, waveform_l1=waveform_l1)
 
