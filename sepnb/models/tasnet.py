@@ -122,7 +122,7 @@ def product(rows: torch.Tensor, # `(k, m)`
             bias: torch.Tensor | None = None, # `(o,)`
            ) -> torch.Tensor: # `(k, o)`
     "Rows times a matrix, by the library for convolutions."
-    return F.conv2d(rows.T[None, :, None], weight[..., None, None], bias, dilation=2)[0, :, 0].T
+    return F.conv2d(rows[None, None].permute(0, 3, 1, 2), weight[..., None, None], bias, dilation=2).permute(0, 2, 3, 1)[0, 0]
 
 def pieces(count: int, # rows, ≥ 1
            width: int, # numbers in a row
