@@ -3,6 +3,7 @@
 # make wheels  both wheels in dist/                make costs  time every system, for the report
 # make readme  the README's table and picture, the start page          make oldest  try the oldest versions that are supported
 # make ablation  the thesis' tables again, with seeds
+# make material  what real material in training does to real songs
 # make docs   the book and the reference as a site: _docs/index.html
 # make smoke  the pipeline on toy music in a temporary copy, in five minutes
 # CUDA:       make setup TORCH_INDEX=https://download.pytorch.org/whl/cu126
@@ -93,6 +94,11 @@ ablation: setup
 	dvc repro ablation/dvc.yaml
 	@echo "The page: $(CURDIR)/reports/ablation.html"
 
+# real guitars, a teacher's voices and recorded drums in training, at the scale that material/params.yaml chooses; after make repro
+material: setup
+	dvc repro material/dvc.yaml
+	@echo "The page: $(CURDIR)/reports/material.html"
+
 # table and picture of the README, list of chapters of the start page; after make repro
 readme: setup $(VENV)/.docs
 	python -m sepnb.readme
@@ -104,4 +110,4 @@ oldest: setup
 clean:
 	rm -rf $(VENV) $(REFS) build *.egg-info .pytest_cache .hypothesis
 
-.PHONY: repro test lab smoke chapters docs wheels costs readme oldest ablation setup clean
+.PHONY: repro test lab smoke chapters docs wheels costs readme oldest ablation material setup clean

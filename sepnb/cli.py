@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sepnb
 from .audio import audio_info
-from .core import SepnbError, write_text
+from .core import SepnbError, keep_memory, write_text
 from .data.doctor import doctor, format_findings
 from .data.tracks import SPLITS, read_manifest
 from .evaluate import write_rows
@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None, # arguments; None: those of the proc
     "The `sepnb` command."
     ours = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if ours else None # so that a polite kill cleans up, too
-    try: args = parser().parse_args(argv); return args.run(args)
+    try: args = parser().parse_args(argv); keep_memory(); return args.run(args)
     except SepnbError as e: print(f"sepnb: {e}", file=sys.stderr); return 2
     except ModuleNotFoundError as e:
         if (e.name or "sepnb").startswith("sepnb"): raise

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STEMS', 'order_stems', 'SepnbError', 'power_to_db', 'gain_to_amplitude', 'seed_everything', 'derive_seed',
-           'pick_device', 'atomic_path', 'write_text', 'digest', 'code_digest']
+           'keep_memory', 'pick_device', 'atomic_path', 'write_text', 'digest', 'code_digest']
 
 # %% ../nbs/00_core.ipynb #49ddbeb9
-import hashlib, importlib.util, os, random, tempfile
+import ctypes, hashlib, importlib.util, os, random, tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +63,13 @@ def derive_seed(seed: int, # the run's seed
     "A seed of its own for a named part of a run, the same in every process and on every machine."
     text = "\x1f".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+# %% ../nbs/00_core.ipynb #ea630e62
+def keep_memory() -> bool: # whether the C library knows how
+    "Keep freed memory for the next arrays, in this process and from now on (glibc; elsewhere nothing happens)."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False
+    return all([mallopt(option, value) for option, value in ((-4, 0), (-1, -1), (-2, 2**26))]) # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 # %% ../nbs/00_core.ipynb #89409ccd
 def pick_device(name: str = "auto", # "auto", "cpu", "cuda", "cuda:1", "mps"

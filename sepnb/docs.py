@@ -95,7 +95,7 @@ def _code(cell, heading: str): # a code cell without directives; tags and texts 
     outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
     metadata = dict(tags=sorted(tags)) if tags else {}
     if any("image/png" in o.get("data", {}) for o in outputs): metadata["mystnb"] = {"image": {"alt": _alt(heading, source)}}
-    return nbformat.v4.new_code_cell(source, id=cell.get("id", "cell"), metadata=metadata, outputs=outputs)
+    return dict(cell_type="code", id=cell.get("id", "cell"), source=source, metadata=metadata, outputs=outputs, execution_count=None)
 
 def tidy(nb, # chapter (nbformat node)
          *, names: Mapping[str, Sequence[str]] | None = None, # of `public`; None: no links
@@ -106,9 +106,9 @@ def tidy(nb, # chapter (nbformat node)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)$", cell.source, re.M) or [heading])[-1]
-            cells.append(nbformat.v4.new_markdown_cell(linked(mathml(cell.source), names=names or {}, own=own), id=cell.get("id", "cell")))
+            cells.append(dict(cell_type="markdown", id=cell.get("id", "cell"), source=linked(mathml(cell.source), names=names or {}, own=own), metadata={}))
         elif cell.cell_type == "code" and not re.match(r"#\|\s*default_exp", cell.source): cells.append(_code(cell, heading))
-    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"), language_info=dict(name="python")))
+    return nbformat.from_dict(dict(nbformat=4, nbformat_minor=5, cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"), language_info=dict(name="python"))))
 
 # %% ../nbs/92_docs.ipynb #d79cb0a7
 def _signature(obj) -> str: # names and short defaults, no types: those stand in the table
@@ -248,9 +248,9 @@ def write_sources(nbs: str | Path, # folder of notebooks
     for folder in ("book", "api", "_static"): (out / folder).mkdir(parents=True)
     for c in book:
         nbformat.write(tidy(nbformat.read(c.path, 4), names=names, own=c.module), out / "book" / f"{c.path.stem}.ipynb")
-        (out / "api" / f"{c.module}.md").write_text(reference(c.module, chapter=f"/book/{c.path.stem}", names=names), encoding="utf-8")
+        (out / "api" / f"{c.module}.md").write_text("---\norphan: true\n---\n" + reference(c.module, chapter=f"/book/{c.path.stem}", names=names), encoding="utf-8")
     index = "".join(f"- [{c.module}]({c.module}.md): {mathml(c.idea)}\n" for c in book)
-    (out / "api" / "index.md").write_text(f"# Reference\n\nEvery module with its public names, in the order of the book.\n\n{index}\n" + _tree(modules, "Modules").replace(":caption: Modules\n", ""), encoding="utf-8")
+    (out / "api" / "index.md").write_text(f"# Reference\n\nEvery module with its public names, in the order of the book.\n\n{index}", encoding="utf-8")
     (out / "use.md").write_text(f"# Install and use\n\n{_unlinked(readme, pages)}\n", encoding="utf-8")
     (out / "index.md").write_text(start_page(book, intro=_unlinked(readme.split("\n\n")[0], pages), report=results), encoding="utf-8")
     if results: (out / "results.md").write_text(results_page(Path(reports)), encoding="utf-8")
@@ -267,11 +267,11 @@ def results_page(reports: Path, # folder with `index.html`, and `scores/` if the
            + (' <a href="report/player.html">The player</a>: all stems of all methods in step.' if (reports / "player.html").is_file() else "") + "</p>\n"]
     scores = {p.stem: json.loads(p.read_text(encoding="utf-8"))["stems"] for p in sorted((reports / "scores").glob("*.json"))}
     if {"mixture", "irm"} <= set(scores):
-        table = results_table(scores, metric="bsseval4_sdr")
+        table = results_table(scores, metric="si_sdr")[::-1]
         def show(v):
             if isinstance(v, str): return f'<a href="report/evaluate-{v}.html">{v}</a>' if (reports / f"evaluate-{v}.html").is_file() else v
             return "–" if v is None else f"{v:.2f}".replace("-", "−")
-        out += ["Median SDR of BSS-Eval v4 in dB on the test songs, from doing nothing (`mixture`) to knowing the answer (`irm`); `gap` is the share of that way.\n",
+        out += ["Median SI-SDR in dB on the test songs, the best first; `gap` is the share of the way from doing nothing (`mixture`) to knowing the answer (`irm`, the ideal ratio mask).\n",
                 "| " + " | ".join(table[0]) + " |", "|---" + "|--:" * (len(table[0]) - 1) + "|", *("| " + " | ".join(show(v) for v in r.values()) + " |" for r in table)]
     return "\n".join(out) + "\n"
 
@@ -313,19 +313,21 @@ class _Page(HTMLParser): # ids, links and what is loaded
         if tag == "link" and a.get("href") and a.get("rel") not in ("canonical", "author"): self.loads.append(a["href"])
 
 # %% ../nbs/92_docs.ipynb #d3ada6a8
+_NOISE = re.compile(r'(?<=data:)[^"\'\s>]{80,}|<span(?: class="[^"]*")?>|</span>')
+
+def _read(path: Path) -> _Page:
+    page = _Page(); page.feed(_NOISE.sub("", path.read_text(encoding="utf-8"))); return page
+
 def faults(site: str | Path, # folder of pages
           ) -> list[str]: # "page: what is wrong", sorted; empty if nothing is
     "Broken links within a site, and what it would load from a network."
-    site, pages = Path(site).resolve(), {}
-    for path in sorted(site.rglob("*.html")):
-        pages[path] = _Page(); pages[path].feed(path.read_text(encoding="utf-8"))
-    out = set()
+    site = Path(site).resolve(); pages, out, there = {path: _read(path) for path in sorted(site.rglob("*.html"))}, set(), {}
     for path, page in pages.items():
         for url in page.links + page.loads:
             at = urlsplit(url); target = (path.parent / unquote(at.path)).resolve() if at.path else path
             if at.scheme or at.netloc:
                 if at.scheme not in ("data", "blob", "mailto") and url in page.loads: out.add(f"{path.relative_to(site)}: loads {url}")
-            elif not target.exists(): out.add(f"{path.relative_to(site)}: no {url}")
+            elif not there.setdefault(target, target in pages or target.exists()): out.add(f"{path.relative_to(site)}: no {url}")
             elif at.fragment and target in pages and unquote(at.fragment) not in pages[target].ids: out.add(f"{path.relative_to(site)}: no place {url}")
     return sorted(out)
 

@@ -51,9 +51,9 @@ def markdown(rows: Sequence[Mapping], # equal keys, texts
 def results_markdown(results: str | Path, # reports/results.csv
                      costs: str | Path, # reports/cost.csv; may be missing
                     ) -> str: # Markdown
-    "What each system can do and costs, best last, with one line that says on what. Raises `SepnbError` if there is nothing to show."
+    "What each system can do and costs, the best first, with one line that says on what. Raises `SepnbError` if there is nothing to show."
     table, facts = read_medians(results); prices, rows = read_costs(costs), []
-    for r in results_table(table, metric="si_sdr"):
+    for r in reversed(results_table(table, metric="si_sdr")):
         stems, price = table[r["system"]], prices.get(r["system"], {}); sdr = [s["bsseval4_sdr"] for s in stems.values()]
         rows.append({"system": r["system"], **{stem: _number(r[stem], 2) for stem in stems}, "gap": _number(r["gap"], 2), "SDR": _number(None if None in sdr else statistics.mean(sdr), 2),
                      "ms per s": _number(1000 * price["seconds_per_second"] if price.get("seconds_per_second") is not None else None, 0),

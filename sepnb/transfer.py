@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .core import SepnbError
+from .core import SepnbError, gain_to_amplitude
 from .data.tracks import find_tracks, load_track, read_manifest
 from .evaluate import middle, songs_heard
 from .masks import apply_mask, ratio_mask
@@ -85,11 +85,12 @@ def recording_rows(separator: Separator, # the system
     "Try a system on sets of recordings. Raises `SepnbError` if a set is not there."
     rows = []
     for name, duration_s in durations_s.items():
-        known = songs_heard(heard or {}, read_manifest(Path(folder) / name), allow=True)
+        manifest = read_manifest(Path(folder) / name)
+        known, softer_db = songs_heard(heard or {}, manifest, allow=True), {(r["split"], r["song"]): r["gain_db"] for r in manifest}
         songs = [t for t in find_tracks(Path(folder) / name, split=split) if t.name not in known]
         own = remake(songs[0].stems) if remake and songs else separator
         for t in tqdm(songs, desc=f"{system}, {name}", unit="song", disable=not progress):
-            sources = dict(zip(t.stems, load_track(t, **middle(t, duration_s))))
+            sources = dict(zip(t.stems, load_track(t, **middle(t, duration_s)) * gain_to_amplitude(-softer_db[t.split, t.name])))
             rows += transfer_rows(own, sources, sample_rate=t.sample_rate, set=name, song=t.name, system=system)
     return rows
 

@@ -142,6 +142,9 @@ def templates():
     for name, body in yaml.safe_load((ROOT / "ablation" / "dvc.yaml").read_text())["stages"].items():
         own = {"sepnb.models.deep_unet", "sepnb.models.panet"} if name == "cell" else set()
         yield f"ablation/{name}", {**body, "deps": [d.removeprefix("../") for d in body["deps"]]}, own
+    for name, body in yaml.safe_load((ROOT / "material" / "dvc.yaml").read_text())["stages"].items():
+        own = dict(prepare={"sepnb.models.unet"}, cell={"sepnb.models.mask_rnn"}).get(name, set())
+        yield f"material/{name}", {**body, "deps": [d.removeprefix("../") for d in body["deps"]]}, own
 
 
 def test_every_systems_module_is_there():
@@ -178,6 +181,12 @@ def test_lock_matches_sources():
 def test_lock_of_the_ablation_matches_sources():
     done = run(BIN / "dvc", "repro", "--dry", "--allow-missing", "ablation/dvc.yaml")
     assert done.returncode == 0 and "Running stage" not in done.stdout, "ablation/dvc.lock is older than its sources: run `make ablation` and commit\n" + done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "material" / "dvc.lock").is_file(), reason="material was not tried")
+def test_lock_of_the_material_matches_sources():
+    done = run(BIN / "dvc", "repro", "--dry", "--allow-missing", "material/dvc.yaml")
+    assert done.returncode == 0 and "Running stage" not in done.stdout, "material/dvc.lock is older than its sources: run `make material` and commit\n" + done.stdout + done.stderr
 
 
 def test_report_names_its_sources():

@@ -8,6 +8,7 @@ __all__ = ['AUGMENTATIONS', 'random_gain', 'swap_channels', 'flip_sign', 'random
 
 # %% ../../nbs/data/35_augment.ipynb #c15f1b32
 import torch
+from scipy.fft import next_fast_len
 from torch.nn import functional as F
 
 from ..core import SepnbError
@@ -117,9 +118,9 @@ def shared_resample(sources: torch.Tensor, # `(b, s, c, t)`
                    ) -> torch.Tensor: # `(b, s, c, t)`, or shorter
     "Play each example at its own speed, all of its stems at the same one (thesis, section 3.2)."
     b, t = len(sources), sources.shape[-1]
-    length, step = _edge(edge, t, int(t / 2 ** (semitones / 12))), max(1, t // 4000)
+    length = _edge(edge, t, int(t / 2 ** (semitones / 12)))
     speed = 2 ** (semitones * (2 * torch.rand(b, generator=generator) - 1) / 12)
-    lengths = [max(length if edge == "crop" else 1, step * round(t / step / r)) for r in speed.tolist()]
+    lengths = [next_fast_len(max(length if edge == "crop" else 1, round(t / r))) for r in speed.tolist()]
     starts = (torch.rand(b, generator=generator) * (torch.tensor(lengths) - length + 1).clamp_min(1)).long().tolist()
     index = torch.arange(length, device=sources.device)
     return torch.stack([change_speed(x, m)[..., (index + k) % m] for x, m, k in zip(sources, lengths, starts)])

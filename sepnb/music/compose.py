@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOUD', 'STRENGTH', 'FILLS', 'KEYS', 'Bar', 'lay_bars', 'lead_on', 'drum_part', 'bass_part', 'voicing', 'comp_part',
-           'pad_part', 'band', 'mma_song', 'find_mma', 'run_mma', 'covered', 'mma_parts', 'compose']
+           'pad_part', 'riff_part', 'lead_part', 'heavy', 'band', 'mma_song', 'find_mma', 'run_mma', 'covered',
+           'mma_parts', 'compose']
 
 # %% ../../nbs/music/25_compose.ipynb #7ac9d451
 import math, os, subprocess, sys, tempfile
@@ -149,6 +150,55 @@ def pad_part(style: Style, # its instruments
             last = voicing(chord_pitches(symbol), last, centre=66)
             notes += [Note(bar.start_q + q, bar.start_q + q + 0.98 * (end - q), p, _velocity(58 * LOUD[bar.section], rng)) for p in last]
     return Part("pad", "other", draw_one(rng, style.pad_programs), tuple(notes))
+
+# %% ../../nbs/music/25_compose.ipynb #caea7391
+def riff_part(style: Style, # its riffs
+              bars: Sequence[Bar], # of the song
+              rng: np.random.Generator, # randomness
+             ) -> Part: # times in quarters
+    "Power chords, muted roots and single notes on low strings; one riff for verses, one for the rest."
+    verse, rest = draw_one(rng, style.riffs), draw_one(rng, style.riffs); notes, turn, lowest = [], 0, 35 + draw_one(rng, range(6))
+    for bar in bars:
+        marks = _strokes(bar, verse if bar.section == "verse" else rest); end, step = bar.start_q + bar.length_q, bar.length_q / len(verse)
+        for i, (at, _, c) in enumerate(marks):
+            chord = chord_pitches(bar.chord(at - bar.start_q)); root = lowest + (chord[0] - lowest) % 12
+            upto = at + step if c in "xm" else min(marks[i + 1][0] if i + 1 < len(marks) else end, at + 2 * step if c == "^" else end)
+            pitches = dict(X=(root, root + 7, root + 12), x=(root, root + 7, root + 12), m=(root,)).get(c) or (root + 12 + (0, 3, 7, 10, 7, 5)[turn % 6],)
+            notes += [Note(at, at + (0.7 if c == "m" else 0.95) * (upto - at), p, _velocity((86 if c == "m" else 108) * LOUD[bar.section], rng)) for p in pitches]
+            turn += c == "^"
+    return Part("riff", "other", 30, tuple(notes))
+
+# %% ../../nbs/music/25_compose.ipynb #faa1a83c
+def lead_part(bars: Sequence[Bar], # of the song
+              rng: np.random.Generator, # randomness
+             ) -> Part: # times in quarters; without notes where there is none
+    "A guitar's tune over chorus, intro and outro: steps between chord tones, in one rhythm."
+    rhythm = draw_one(rng, ((1.0, 0.5, 0.5), (0.5,) * 4, (0.75, 0.75, 0.5), (0.25,) * 4, (1.5, 0.5))); notes, pitch = [], 67 + draw_one(rng, range(8))
+    for bar in bars:
+        if bar.section in ("verse", "bridge"): continue
+        at, k = bar.start_q, 0
+        while at < bar.start_q + bar.length_q - 0.01:
+            length = min(rhythm[k % len(rhythm)], bar.start_q + bar.length_q - at); chord = chord_pitches(bar.chord(at - bar.start_q))
+            pitch += draw_one(rng, (-5, -3, -2, -2, 2, 2, 3, 5)) - (pitch > 82) * 5 + (pitch < 62) * 5
+            if k % 2 == 0: pitch = min(range(pitch - 3, pitch + 4), key=lambda p: (p % 12 not in chord, abs(p - pitch)))
+            notes.append(Note(at, at + 0.95 * length, pitch, _velocity(100, rng))); at += length; k += 1
+    return Part("lead", "other", 29, tuple(notes))
+
+# %% ../../nbs/music/25_compose.ipynb #5e628d64
+def heavy(parts: Sequence[Part], # a band's
+          style: Style, # with riffs
+          bars: Sequence[Bar], # of the song
+          rng: np.random.Generator, # randomness
+         ) -> list[Part]: # the same with guitars as `other`; often the kick and the bass go with the riff
+    "A band with electric guitars."
+    riff, lead = riff_part(style, bars, rng), lead_part(bars, rng); kick, bass, solo, keys = rng.random(4) < (0.5, 0.6, 0.5, 0.15)
+    roots, end_q, out = {n.start_s: n for n in reversed(riff.notes) if n.pitch < 48}, bars[-1].start_q + bars[-1].length_q, [] # the lowest note of each stroke
+    for p in parts:
+        if p.stem == "drums" and kick:
+            p = replace(p, notes=tuple(sorted([n for n in p.notes if n.pitch not in (35, 36)] + [Note(at, at + 0.2, 36, _velocity(104, rng)) for at in roots], key=lambda n: (n.start_s, n.pitch))))
+        if p.stem == "bass" and bass: p = replace(p, notes=tuple(replace(n, end_s=at + 0.92 * (upto - at), pitch=n.pitch - 12 * (n.pitch >= 40)) for (at, n), upto in zip(sorted(roots.items()), [*sorted(roots)[1:], end_q])))
+        if p.stem != "other" or keys and p.name in ("pad", "chord-sus"): out.append(p)
+    return [*out, riff, *[lead] * bool(solo and lead.notes)]
 
 # %% ../../nbs/music/25_compose.ipynb #a3869ea0
 def band(style: Style, # any
@@ -307,7 +357,9 @@ def compose(pool: Pool | str, # what may be used: a pool, or the name of one of 
     home = spell(tonic, tonic, mode) + ("m" if mode == "minor" else "")
     rng = np.random.default_rng(derive_seed(seed, "band"))
     parts = mma_parts(style, bars, mma, rng) if mma else band(style, bars, rng)
-    play = _clock(plan, swing=not mma or parts[0].name == "kit")
+    built_in = parts[0].name == "kit"
+    if style.riffs: parts = heavy(parts, style, bars, rng)
+    play = _clock(plan, swing=not mma or built_in)
     parts = [replace(p, notes=_timed(p.notes, play)) for p in _with_ending(parts, end_q, plan.tail_s * plan.tempo_bpm / 60, home)]
     starts = np.cumsum([0.0] + [q for _, q, _ in plan.sections]).tolist()
     sections = tuple((name, second(a), second(b)) for (name, _, _), a, b in zip(plan.sections, starts, starts[1:]))

@@ -76,7 +76,7 @@ def plan_song(pool: Pool, # its styles
     "Draw a style and a form. Raises `SepnbError` if nothing fits."
     options = [(p, w) for s in pool.styles for p, w in [plans(s, seconds)] if p]
     if not options: raise SepnbError(f"no style of pool {pool.name} fills {seconds:g} s; ask for 6 to 180 s")
-    return draw_one(rng, *draw_one(rng, options))
+    return draw_one(rng, *draw_one(rng, options, [p[0].style.weight for p, _ in options]))
 
 # %% ../../nbs/music/09_melody.ipynb #5ba99653
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ class Style:
     bass_programs: tuple[int, ...] # General MIDI, 0..127
     comp_programs: tuple[int, ...] # of the chords
     pad_programs: tuple[int, ...] # of held chords
+    riffs: tuple[str, ...] = () # bars of electric guitars, which then play `other`: X power chord, x a short one, m muted root, ^ single notes
+    weight: float = 1.0 # how often it is drawn, against the others
 
 # %% ../../nbs/music/08_pools.ipynb #949390a5
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def belongings(pool: Pool, # any
     "What a pool calls its own."
     styles = pool.styles
     texts = [line for l in pool.lyrics for line in (*l.verse, *l.chorus, *l.bridge)]
-    return dict(style={s.name for s in styles}, groove={g[0] for s in styles for g in s.grooves}, pattern={f"{s.kick} {s.snare} {s.hat}" for s in styles},
+    return dict(style={s.name for s in styles}, groove={g[0] for s in styles for g in s.grooves}, pattern={f"{s.kick} {s.snare} {s.hat}" for s in styles} | {r for s in styles for r in s.riffs},
                 progression={_turned(p) for s in styles for trio in s.progressions for p in trio},
                 lyric={l.title for l in pool.lyrics} | {re.sub("[^a-z ]", "", t.lower()) for t in texts})
 

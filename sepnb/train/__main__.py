@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from ..core import SepnbError, code_digest, pick_device, seed_everything, write_text
-from ..data.bank import check_stems, load_bank, mapped_bank
+from ..data.bank import check_stems, load_bank, load_material, mapped_bank, with_material
 from ..data.tracks import data_hash, find_tracks, read_manifest
 from .checkpoint import build_model, read_card, save_checkpoint
 from .loop import fit, recipe_from, write_cost, write_history
@@ -31,6 +31,7 @@ class Job:
     recipe: dict = field(default_factory=dict) # see `train.loop.Recipe`
     inference: dict = field(default_factory=dict) # how songs are cut, see `ModelSeparator`; goes into the card
     tracks: str = "data/tracks" # prepared songs
+    material: dict = field(default_factory=dict) # recordings of single stems that join them: name → tracks, stem, weight, see `load_material`
     out: str = "runs/model" # folder for weights and card
     history: str = "" # CSV, one row an epoch; empty: none
     cost: str = "" # JSON, what training took; empty: none
@@ -59,10 +60,11 @@ def _songs(job: Job): # tracks to learn from, tracks to judge by, manifest, hash
     if lost: raise SepnbError(f"song {lost[0]} is not in the manifest of {job.tracks}; prepare the set again")
     return train, valid, manifest, data_hash(list(manifest.values()))
 
-def _keep(job: Job, net, rows: list[dict], used: list[dict], stems, rate: int, data: str, costs: list[Cost], device: torch.device) -> None:
+def _keep(job: Job, net, rows: list[dict], used: list[dict], origins: list[str], stems, rate: int, data: str, costs: list[Cost], device: torch.device) -> None:
+    heard = [row["sha256"] for row in used]; elsewhere = dict(material=job.material) if job.material else {}
     save_checkpoint(job.out, net, stems=stems, sample_rate=rate, licence="; ".join(sorted({row["licence"] for row in used})),
                     card=dict(name=job.name, recipe=job.recipe, inference=job.inference, seed=job.seed, data_hash=data, history=rows,
-                              trained_on=[row["sha256"] for row in used], songs=[row["song"] for row in used]))
+                              trained_on=heard + [x for x in origins if x not in heard], songs=[row["song"] for row in used], **elsewhere))
     if job.history: write_history(job.history, rows)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if job.cost: write_cost(job.cost, together(costs), device=where, processes=len(costs), threads=job.threads, precision=job.precision)
@@ -76,14 +78,16 @@ def carry_out(job: Job, # what is to be done
     device, generator = getattr(engine, "device", pick_device(job.device)), seed_everything(job.seed, threads=job.threads)
     train, valid, manifest, data = _songs(job); stems, rate, channels = train[0].stems, train[0].sample_rate, train[0].channels
     bank = mapped_bank(train, f"{job.banks}/{data[:16]}-train.pcm") if job.banks else load_bank(train)
+    material, others, origins = load_material(job.material, stems, sample_rate=rate, channels=channels); bank = with_material(bank, material)
+    data = data_hash([*manifest.values(), *(dict(row, song=f"material {i}: {row['song']}") for i, row in enumerate(others))]) # without material: as it was
     net = build_model(job.model, {**job.config, "stems": len(stems), "channels": channels, "sample_rate": rate})
     for path in (f"{job.out}/model.safetensors", *filter(None, (job.history, job.cost))): require_room(path, 2 * sum(v.nbytes for v in net.state_dict().values()))
-    settings = {k: getattr(job, k) for k in ("model", "recipe", "seed", "threads", "device", "devices", "precision", "compile")}
+    settings = {k: getattr(job, k) for k in ("model", "recipe", "material", "seed", "threads", "device", "devices", "precision", "compile")}
     snapshot, cost = Snapshot(job.state, dict(settings, config=net.config, data=data, code=code_digest())), Cost()
     own_noise(job.seed, engine.rank)
     rows = fit(net, bank, load_bank(valid, sample_rate=rate, channels=channels), recipe, generator=generator, device=device, progress=job.name if progress else None, snapshot=snapshot, engine=engine, cost=cost)
     costs = engine.gather(cost)
-    if engine.rank == 0: _keep(job, net, rows, [manifest[t.name] for t in train + valid], stems, rate, data, costs, device); snapshot.remove()
+    if engine.rank == 0: _keep(job, net, rows, [*(manifest[t.name] for t in train + valid), *others], origins, stems, rate, data, costs, device); snapshot.remove()
     return rows
 
 # %% ../../nbs/train/77_job.ipynb #f392bc2f

@@ -19,11 +19,11 @@ from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
-from ..core import SepnbError, atomic_path, write_text
+from ..core import SepnbError, atomic_path, keep_memory, write_text
 from ..data.augment import augment
 from ..data.bank import StemBank, draw, fixed_excerpts
 from .losses import pick_loss
-from .state import Cost, Run, Snapshot, averaged, mark, metered, own, seconds_between
+from .state import Cost, Run, Snapshot, adam, averaged, mark, metered, own, seconds_between
 
 # %% ../../nbs/train/73_train.ipynb #100e5d40
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def near(bank: StemBank, # songs to learn from
         ) -> StemBank: # on the device if it fits into half of its free memory
     "Bring the songs to the GPU once, instead of batch by batch."
     if torch.device(device).type != "cuda": return bank
-    return bank.to(device) if bank.pcm.nbytes < torch.cuda.mem_get_info(device)[0] / 2 else bank
+    return bank.to(device) if bank.nbytes < torch.cuda.mem_get_info(device)[0] / 2 else bank
 
 def _one_epoch(run: Run, train: StemBank, excerpts: torch.Tensor, recipe: Recipe, *, bar: tqdm, evidence: Path | None, engine: Engine) -> None:
     "Train, judge, remember: one more row of the history."
@@ -201,7 +201,7 @@ def fit(model: nn.Module, # fresh or pretrained; is left with the weights of the
     excerpts, calibration = cut(valid, recipe.valid_excerpts), cut(train, 32); pick_loss(recipe.loss)
     if hasattr(model, "calibrate"): model.calibrate(calibration.sum(1).to(device))
     if recipe.loss == "weighted_magnitude_l1" and hasattr(model, "weigh"): model.weigh(calibration.to(device))
-    run = Run(model, torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay), generator, averaged(model, recipe.ema), cost=cost or Cost())
+    keep_memory(); run = Run(model, adam(model, lr=recipe.lr, weight_decay=recipe.weight_decay), generator, averaged(model, recipe.ema), cost=cost or Cost())
     if snapshot: snapshot.restore(run, rank=engine.rank, processes=engine.processes) or snapshot.check(run)
     engine.prepare(run, recipe); progress = progress if engine.rank == 0 else None
     with _memory(recipe, device), tqdm(total=recipe.epochs * recipe.steps, initial=len(run.history) * recipe.steps, desc=progress, disable=progress is None, unit="step") as bar:

@@ -13,13 +13,14 @@ import soundfile
 import torch
 import yaml
 
-from sepnb.core import pick_device, seed_everything
+from sepnb.core import keep_memory, pick_device, seed_everything
 from sepnb.data.augment import augment
 from sepnb.data.bank import draw, load_bank
 from sepnb.data.tracks import find_tracks
 from sepnb.train.checkpoint import build_model
 from sepnb.train.loop import near, recipe_from
 from sepnb.train.losses import pick_loss
+from sepnb.train.state import adam
 
 LINE = 0.95 # so much of a step should be compute
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
@@ -54,7 +55,7 @@ def sides(tracks, bank, recipe, steps, workers, device): # name → a function t
     return out
 
 def measure(net, makers, recipe, steps, device, clock): # side → [(s for the batch, s for the rest)]
-    optimiser, loss_of = torch.optim.Adam(net.parameters(), lr=recipe.lr), pick_loss(recipe.loss); times = {name: [] for name in makers}
+    optimiser, loss_of = adam(net, lr=recipe.lr), pick_loss(recipe.loss); times = {name: [] for name in makers}
     for _ in range(steps + 1):
         for name, make in makers.items():
             settle(device); start = clock()
@@ -72,7 +73,7 @@ def main():
     parser.add_argument("--workers", type=int, nargs="*", default=[0], help="of the DataLoader; 0: none")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="process: the processor time of this process, for a machine that others use too; counts no waiting")
     parser.add_argument("--songs", type=int, default=0, help="of the training split, at most; 0: all")
-    args = parser.parse_args(); torch.set_num_threads(args.threads); device = pick_device(args.device); params = yaml.safe_load(Path(args.params).read_text())
+    args = parser.parse_args(); keep_memory(); torch.set_num_threads(args.threads); device = pick_device(args.device); params = yaml.safe_load(Path(args.params).read_text())
     tracks = find_tracks(args.tracks, split="train")[:args.songs or None]; bank = near(load_bank(tracks), device); few = False
     print(f"{len(tracks)} songs, {bank.seconds:.0f} s, {len(bank.pcm)} stems at {bank.sample_rate} Hz; {device.type}, {args.threads} threads, {args.clock} clock; ms, medians of {args.steps} steps")
     print(f"{'':32}{'batch':>10}{'compute':>10}{'share of compute':>18}")

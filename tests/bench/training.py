@@ -1,6 +1,6 @@
 """Training throughput beside the reference packages: the same network, the same weights, the same batches, one step each in turn.
 
-A step is forward, loss, backward, clipping and optimiser. Ours is `train.loop`'s: the loss by `pick_loss`, clipping, Adam. Theirs is what the
+A step is forward, loss, backward, clipping and optimiser. Ours is `train.loop`'s: the loss by `pick_loss`, clipping, Adam in one pass (`state.adam`), memory kept (`core.keep_memory`). Theirs is what the
 project's own training script does: Open-Unmix a network a stem, each with a spectrogram of its own and Adam; Demucs 2 its function
 `train_model` with its augmentation (flip, swap, shift, remix), where that version is here, else the same steps written out; asteroid its
 L1 distance, clipping and Adam. Ours runs with torch's deterministic kernels, as `seed_everything` asks for, and with the
@@ -14,7 +14,7 @@ from statistics import median
 
 import torch
 
-from sepnb.core import pick_device, seed_everything
+from sepnb.core import keep_memory, pick_device, seed_everything
 from sepnb.data.augment import augment
 from sepnb.models.demucs import Demucs
 from sepnb.models.openunmix import OpenUnmix, from_reference_state as unmix_state
@@ -22,9 +22,9 @@ from sepnb.models.tasnet import ConvTasNet, from_asteroid_state
 from sepnb.runner import CODE_PATH
 from sepnb.synth import toy_sources
 from sepnb.train.losses import pick_loss
+from sepnb.train.state import adam
 
 REFS = Path(__file__).parents[2] / ".refs"
-ADAM = {} # what `train.loop` gives Adam besides its rate
 FOUR, LINE = ("drums", "bass", "other", "vocals"), 1.2
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
@@ -33,7 +33,7 @@ def package(name, path, **modules): # without its own __init__, which would impo
     for module, content in modules.items(): sys.modules[f"{name}.{module}"] = content
 
 def our_step(net, sources, loss, lr=1e-3): # as `train_epoch` does it
-    optimiser, generator, loss = torch.optim.Adam(net.parameters(), lr=lr, **ADAM), seed_everything(0), pick_loss(loss)
+    keep_memory(); optimiser, generator, loss = adam(net, lr=lr), seed_everything(0), pick_loss(loss)
     def step(steps):
         batch = augment(sources, generator, steps); value = loss(net, batch.sum(1), batch)
         if not value.isfinite(): raise SystemExit("the loss is not finite")
