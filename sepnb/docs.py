@@ -259,12 +259,15 @@ def write_sources(nbs: str | Path, # folder of notebooks
     return book
 
 # %% ../nbs/92_docs.ipynb #f20a9dc9
+_ASIDE = dict(realism="The generated songs beside recordings", material="What real material in training adds", ablation="The thesis' tables again")
+
 def results_page(reports: Path, # folder with `index.html`, and `scores/` if there are any
                 ) -> str: # MyST Markdown
     "A page that leads to the report, with its headline table."
     from sepnb.report import results_table
     out = ["# What came out\n", '<p><a href="report/index.html">The report</a>: tables, sound, spectrograms, learning curves, and the executed notebook behind every number.'
-           + (' <a href="report/player.html">The player</a>: all stems of all methods in step.' if (reports / "player.html").is_file() else "") + "</p>\n"]
+           + (' <a href="report/player.html">The player</a>: all stems of all methods in step.' if (reports / "player.html").is_file() else "")
+           + "".join(f' <a href="report/{name}.html">{text}</a>.' for name, text in _ASIDE.items() if (reports / f"{name}.html").is_file()) + "</p>\n"]
     scores = {p.stem: json.loads(p.read_text(encoding="utf-8"))["stems"] for p in sorted((reports / "scores").glob("*.json"))}
     if {"mixture", "irm"} <= set(scores):
         table = results_table(scores, metric="si_sdr")[::-1]

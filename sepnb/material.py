@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'folds_of', 'blocks_db', 'level_db', 'usual_level_db', 'voiced', 'Piece', 'guitars', 'voices', 'loops',
-           'write_material', 'prepare_material', 'drum_loops', 'others', 'cross_fit', 'fold_rows', 'write_result',
+           'drum_loops', 'write_material', 'prepare_material', 'others', 'cross_fit', 'fold_rows', 'write_result',
            'read_results', 'scores']
 
 # %% ../nbs/88_material.ipynb #adb014e0
@@ -46,7 +46,6 @@ def blocks_db(x: torch.Tensor, # `(c, t)`
     n = round(block_s * sample_rate); whole = x[:, :x.shape[-1] // n * n].reshape(len(x), -1, n)
     return power_to_db(whole.square().mean((0, 2)).clamp_min(1e-12))
 
-# %% ../nbs/88_material.ipynb #ff5b47cf
 def level_db(x: torch.Tensor, # `(c, t)`
              *, sample_rate: int, # Hz
             ) -> float: # dB re full scale; −120: there is nothing
@@ -54,7 +53,6 @@ def level_db(x: torch.Tensor, # `(c, t)`
     found = blocks_db(x, sample_rate=sample_rate); found = found[found > -50]
     return float(found.median()) if len(found) else -120.0
 
-# %% ../nbs/88_material.ipynb #55ba4a4d
 def usual_level_db(tracks: Sequence[Track], # songs
                    stem: str, # of theirs
                   ) -> float: # dB re full scale
@@ -87,7 +85,7 @@ def _faded(x: torch.Tensor, sample_rate: int) -> torch.Tensor: # 20 ms at both e
     out[:, :len(ramp)] *= ramp; out[:, -len(ramp):] *= ramp.flip(0)
     return out
 
-# %% ../nbs/88_material.ipynb #f82994c2
+# %% ../nbs/88_material.ipynb #40dbca07
 @dataclass(frozen=True)
 class Piece:
     "One recording of one stem, in memory."
@@ -101,7 +99,6 @@ class Piece:
 def _about(track: Track, row: Mapping, how: str) -> dict: # of a piece made from a song
     return dict(name=f"{track.name}, {how.split(',')[0]}", sample_rate=track.sample_rate, licence=row["licence"], source=f"{row['source']}, {how}", origins=(row["sha256"], stem_digest(track.path("mixture"))))
 
-# %% ../nbs/88_material.ipynb #40dbca07
 def guitars(track: Track, # a song
             row: Mapping, # of its manifest
             *, stem: str = "guitar", # that is taken
@@ -123,7 +120,7 @@ def voices(track: Track, # a song
     voice = voiced(separate(teacher, mix, track.sample_rate)["vocals"], mix, sample_rate=track.sample_rate, below_db=below_db)
     return [Piece(signal=voice, **_about(track, row, f"voice, separated by {type(teacher).__name__}"))] if voice.shape[-1] else []
 
-# %% ../nbs/88_material.ipynb #a3b0622e
+# %% ../nbs/88_material.ipynb #d6160c57
 def loops(names: Sequence[str], # of `<name>.flac`
           folder: str | Path, # that holds them, at any depth
           *, sample_rate: int, channels: int, # of the result
@@ -139,6 +136,13 @@ def loops(names: Sequence[str], # of `<name>.flac`
         times = -(-round(seconds * sample_rate) // x.shape[-1])
         out.append(Piece(n, x.repeat(1, times), sample_rate, licence, f"{source}, repeated", (stem_digest(files[n]),)))
     return out
+
+def drum_loops(names: Sequence[str], # see `loops`
+               *, cache_dir: str | Path, # of downloads
+               sample_rate: int, channels: int, # of the result
+              ) -> list[Piece]:
+    "Loops of Debian's package sonic-pi-samples. Raises `SepnbError` as `fetch` does."
+    return loops(names, fetch("sonic-pi-samples", cache_dir=cache_dir), sample_rate=sample_rate, channels=channels) if names else []
 
 # %% ../nbs/88_material.ipynb #ed43065c
 COMMON = "all" # name of the set that every fold may learn from
@@ -179,14 +183,6 @@ def prepare_material(out: str | Path, # folder for all sets
         if teacher is not None: add("voices", "vocals", fold, [p for n in names for p in voices(songs[n], rows[n], teacher, seconds=seconds)])
     if drums: add("loops", "drums", COMMON, drums)
     return table
-
-# %% ../nbs/88_material.ipynb #64b9cf02
-def drum_loops(names: Sequence[str], # see `loops`
-               *, cache_dir: str | Path, # of downloads
-               sample_rate: int, channels: int, # of the result
-              ) -> list[Piece]:
-    "Loops of Debian's package sonic-pi-samples. Raises `SepnbError` as `fetch` does."
-    return loops(names, fetch("sonic-pi-samples", cache_dir=cache_dir), sample_rate=sample_rate, channels=channels) if names else []
 
 # %% ../nbs/88_material.ipynb #3be7eda8
 def others(root: str | Path, # of `prepare_material`
@@ -250,7 +246,6 @@ def read_results(folder: str | Path, # holds `<cell>-<seed>.json`
     if missing := [f.stem for f in files if not f.is_file()]: raise SepnbError(f"no results of {', '.join(missing)} in {folder}; run `make material`")
     return [json.loads(f.read_text(encoding="utf-8")) for f in files]
 
-# %% ../nbs/88_material.ipynb #efbfa8ab
 def scores(results: Sequence[Mapping], # of `read_results`
            *, fold: str | None = None, # networks of this one only; None: all
           ) -> list[dict]: # rows for `transfer_table`: one for each set, song, stem and cell
