@@ -97,6 +97,7 @@ ablation: setup
 # real guitars, a teacher's voices and recorded drums in training, at the scale that material/params.yaml chooses; after make repro
 material: setup
 	dvc repro material/dvc.yaml
+	dvc repro --force --single-item report
 	@echo "The page: $(CURDIR)/reports/material.html"
 
 # table and picture of the README, list of chapters of the start page; after make repro

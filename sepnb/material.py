@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMON', 'folds_of', 'blocks_db', 'level_db', 'usual_level_db', 'voiced', 'Piece', 'guitars', 'voices', 'loops',
            'drum_loops', 'write_material', 'prepare_material', 'others', 'cross_fit', 'fold_rows', 'write_result',
-           'read_results', 'scores']
+           'read_results', 'scores', 'in_short']
 
 # %% ../nbs/88_material.ipynb #adb014e0
 import json, tempfile
@@ -24,7 +24,7 @@ from .music.assets import fetch
 from .separator import Separator, separate
 from .train.__main__ import Job, carry_out
 from .train.checkpoint import open_system, training_facts
-from .transfer import recording_rows
+from .transfer import gains, recording_rows, transfer_table
 
 # %% ../nbs/88_material.ipynb #52bbea4a
 def folds_of(names: Sequence[str], # of songs
@@ -256,3 +256,15 @@ def scores(results: Sequence[Mapping], # of `read_results`
             if fold in (None, r["fold"]): groups.setdefault((r["set"], r["song"], r["stem"], result["cell"]), []).append(r)
     mean = lambda rows: {k: sum(r[k] for r in rows) / len(rows) for k in ("mixture", "estimate", "ceiling", "over")}
     return [dict(zip(("set", "song", "stem", "system"), key), **mean(rows)) for key, rows in groups.items()]
+
+def in_short(folder: str | Path, # holds `<cell>-<seed>.json`; not there: nothing was tried
+             *, data: str, # fingerprint of the prepared songs, see `sepnb.data.tracks.data_hash`
+             mark: Sequence[Mapping] = (), # rows of `transfer_rows` by a system from elsewhere, to stand beside
+            ) -> dict[str, list[dict]]: # set → `sepnb.transfer.gains`; empty unless all results are of these songs
+    "What material gained, for the report."
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.json"))]
+    if not found or {r["data_hash"] for r in found} != {data}: return {}
+    known = scores(found); table = transfer_table([*known, *mark])
+    return {name: gains(table, name) for name in dict.fromkeys(r["set"] for r in known)}
+
+

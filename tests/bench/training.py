@@ -4,9 +4,10 @@ A step is forward, loss, backward, clipping and optimiser. Ours is `train.loop`'
 project's own training script does: Open-Unmix a network a stem, each with a spectrogram of its own and Adam; Demucs 2 its function
 `train_model` with its augmentation (flip, swap, shift, remix), where that version is here, else the same steps written out; asteroid its
 L1 distance, clipping and Adam. Ours runs with torch's deterministic kernels, as `seed_everything` asks for, and with the
-environment of a stage (`runner.CODE_PATH`); theirs as torch is by itself. Each side is a process of its own, asked for one step in turn.
+environment of a stage; theirs as torch is by itself. Both take the code path that `--path` says: `stage`, the one that gives the same bytes
+on all x86 processors (`runner.CODE_PATH`), or `native`, the widest vectors that this processor has. Each side is a process of its own, asked for one step in turn.
 Batches lie in memory on both sides; loader.py is about loading.
-usage: python tests/bench/training.py [--only demucs] [--repeats 5] [--threads 1] [--seconds 2] [--batch 2] [--clock process] [--published]
+usage: python tests/bench/training.py [--only demucs] [--repeats 5] [--threads 1] [--seconds 2] [--batch 2] [--clock process] [--path native] [--published]
 """
 import argparse, importlib, json, os, subprocess, sys, time, types
 from pathlib import Path
@@ -136,8 +137,8 @@ def ask(process, line=""):
 
 def compare(case, args): # → (s a step, s a step, parameters, parameters), or why it was left out
     command = [sys.executable, __file__, *sys.argv[1:], "--case", case, "--side"]
-    environments = {"sepnb": {**CODE_PATH, **os.environ}, "package": dict(os.environ)} # ours as stages run, theirs as anything runs
-    sides = {k: subprocess.Popen([*command, k], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=e) for k, e in environments.items()}
+    environment = {**(CODE_PATH if args.path == "stage" else {}), **os.environ}
+    sides = {k: subprocess.Popen([*command, k], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) for k in ("sepnb", "package")}
     try:
         counts = [ask(p) for p in sides.values()]; refused = [c for c in counts if isinstance(c, str)]
         if refused: return refused[0]
@@ -151,11 +152,12 @@ def main():
     parser.add_argument("--only", default="", help="part of a case's name"); parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1); parser.add_argument("--seconds", type=float, default=2.0); parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="process: the processor time of this process, for a machine that others use too")
+    parser.add_argument("--path", choices=("stage", "native"), default="stage", help="of both sides")
     parser.add_argument("--published", action="store_true", help="published sizes, instead of those for the CPU"); parser.add_argument("--device", default="auto")
     parser.add_argument("--case", help=argparse.SUPPRESS); parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args(); slower = False
     if args.side: return serve(args)
-    print(f"{args.batch} excerpts of {args.seconds:g} s, four stems, {pick_device(args.device).type}, {args.threads} threads, {args.clock} clock; s a step, median of {args.repeats}")
+    print(f"{args.batch} excerpts of {args.seconds:g} s, four stems, {pick_device(args.device).type}, {args.threads} threads, {args.path} path, {args.clock} clock; s a step, median of {args.repeats}")
     print(f"{'':32}{'sepnb':>10}{'package':>10}{'faster':>10}{'parameters':>24}")
     for case in CASES:
         if args.only not in case: continue
