@@ -51,7 +51,7 @@ def project(tmp_path_factory):
     for name in ("sepnb", "nbs/stages"): shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*-failed.ipynb"))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= dict(scale="smoke", dataset="toy", threads=1, jobs=1, device="cpu", banks="")
-    params["datasets"]["toy"] = TOY; params["models"]["dmi"]["smoke"]["recipe"] |= dict(epochs=8, stop_patience=8)
+    params["datasets"]["toy"] = TOY; params["models"]["dmi"]["smoke"]["recipe"] |= dict(epochs=24, stop_patience=24)
     (folder / "params.yaml").write_text(yaml.safe_dump(params)); shutil.copy(ROOT / "dvc.yaml", folder)
     return folder
 
