@@ -177,6 +177,7 @@ def _unlinked(text: str, pages: Mapping[str, str]) -> str: # relative links lead
     def swap(m):
         if re.match(r"https?://|#", m[2]): return m[0]
         return f'<a href="{pages[m[2]]}">{m[1].strip("`")}</a>' if m[2] in pages else m[1]
+    text = re.sub(r"\[!\[([^\]\n]*)\]\([^)\s]+\)\]", r"[\1]", text) # a picture that leads somewhere: its name does
     return re.sub(r"(?<!!)\[([^\]\n]*)\]\(([^)\s]+)\)", swap, re.sub(r"!\[[^\]\n]*\]\([^)\s]+\)", "", text))
 
 def _tree(entries: Sequence[str], caption: str) -> str:
