@@ -94,7 +94,7 @@ ablation: setup
 	dvc repro ablation/dvc.yaml
 	@echo "The page: $(CURDIR)/reports/ablation.html"
 
-# real guitars, a teacher's voices and recorded drums in training, at the scale that material/params.yaml chooses; after make repro
+# real guitars and a teacher's voices in training (recorded drums at scale gpu), at the scale that material/params.yaml chooses; after make repro
 material: setup
 	dvc repro material/dvc.yaml
 	dvc repro --force --single-item report

@@ -11,6 +11,7 @@ sed -i 's/^scale: .*/scale: smoke/; s/^dataset: .*/dataset: generated_smoke/' pa
 export PYTHONPATH=$PWD
 dvc repro -q
 test -s reports/index.html
+dvc metrics show > /dev/null
 state=$(dvc status dvc.yaml)
 grep -q 'up to date' <<< "$state" || { echo "smoke: some stages are not up to date after a run:"; echo "$state"; exit 1; } >&2
 echo "smoke: the pipeline ran and is up to date"
