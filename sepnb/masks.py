@@ -26,6 +26,7 @@ def ratio_mask(mag: torch.Tensor, # `(..., s, c, f, n)`, ≥ 0 (what is below co
     "Soft mask by ratios of magnitudes to a power; equal shares in silence. Raises `SepnbError` for an exponent ≤ 0. Wiegratz (2021), equation 2.30."
     if not exponent > 0: raise SepnbError(f"exponent {exponent} of a ratio mask must be above 0")
     share, silent = _scaled(mag)
+    if exponent == 1: share = torch.where(silent, 1.0, share); return share / share.sum(-4, keepdim=True) # no powers that could have an infinite slope at zero
     zero = share == 0
     power = (share.masked_fill(zero, 1) ** exponent).masked_fill(zero, 0).masked_fill(silent, 1)
     return power / power.sum(-4, keepdim=True)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import wilcoxon
 
 from .core import SepnbError
 
@@ -130,6 +129,7 @@ def paired_test(a, b, # `(songs,)` values of two systems on the same songs in th
     a, b = _array(a), _array(b)
     if a.shape != b.shape or a.ndim != 1: raise SepnbError(f"values {a.shape} and {b.shape} are no pairs; give one value a song for the same songs")
     both = np.isfinite(a) & np.isfinite(b); gap = (a - b)[both]
+    from scipy.stats import wilcoxon # not at the top: it takes most of a second, and few need it
     p = float(wilcoxon(gap).pvalue) if gap.any() else 1.0 if len(gap) else float("nan")
     interval = bootstrap(gap, generator=generator, statistic=statistic, level=level, resamples=resamples)
     return Paired(interval, p, int((gap > 0).sum()), int((gap < 0).sum()), int((~both).sum()))

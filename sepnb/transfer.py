@@ -22,7 +22,7 @@ from .evaluate import middle, songs_heard
 from .masks import apply_mask, ratio_mask
 from .metrics import si_sdr
 from .separator import Separator, separate
-from .stft import STFT, magnitude
+from .stft import STFT, plain_magnitude
 from .train.checkpoint import open_system
 
 # %% ../nbs/85_transfer.ipynb #beea6764
@@ -50,8 +50,8 @@ def bounds(target: torch.Tensor, # `(c, t)`, a true stem
            *, stft: STFT | None = None, # of the mask; None: 4096/1024
           ) -> tuple[float, float]: # dB
     "SI-SDR of the mixture, and of the ideal ratio mask of this stem against the rest."
-    stft = stft or STFT(4096, 1024); spec = stft(mix)
-    mask = ratio_mask(magnitude(stft(torch.stack([target, mix - target]))), exponent=1.0)[:1]
+    stft = stft or STFT(4096, 1024); spec, own = stft(torch.stack([mix, target]))
+    mask = ratio_mask(plain_magnitude(torch.stack([own, spec - own])), exponent=1.0)[:1]
     return tuple(float(si_sdr(x[None], target[None])) for x in (mix, stft.inverse(apply_mask(mask, spec), mix.shape[-1])[0]))
 
 def transfer_rows(separator: Separator, # any

@@ -140,6 +140,14 @@ def test_resampling_keeps_stems_together():
     torch.testing.assert_close(y.sum(1, keepdim=True), mixed, atol=1e-4, rtol=1e-4)  # linear, and the same for all stems
 
 
+@pytest.mark.parametrize("edge", ["wrap", "crop"])
+@pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
+def test_how_many_examples_are_played_at_another_speed(edge, p):
+    x = stems(b=200, s=1, c=1, t=2000); y = shared_resample(x, seeded(12), edge=edge, p=p); length = y.shape[-1]
+    kept = torch.tensor([(a.unfold(-1, length, 1) == b[..., None, :]).all(-1).any() for a, b in zip(x, y)]) # found somewhere as it was
+    assert abs(kept.float().mean() - (1 - p)) < 0.08 and (p > 0 or kept.all())
+
+
 def test_resampling_draws_speeds_uniform_in_semitones():
     x = tone(800, seconds=0.25, sample_rate=8000).expand(300, 1, 1, -1)
     y = shared_resample(x, seeded(11), edge="crop")

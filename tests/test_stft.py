@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.signal import ShortTimeFFT
 
 from sepnb.core import SepnbError
-from sepnb.stft import FLOOR, STFT, WINDOWS, analyse, magnitude, make_window, overlap_floor, synthesise
+from sepnb.stft import FLOOR, STFT, WINDOWS, analyse, magnitude, make_window, overlap_floor, plain_magnitude, synthesise
 from sepnb.synth import chirp, click, tone, toy_sources
 
 
@@ -190,6 +190,20 @@ def test_magnitude_has_a_finite_gradient(x):
 def test_magnitude_neither_overflows_nor_underflows():
     z = torch.tensor([3e-25 + 4e-25j, 3 + 4j, 3e25 + 4e25j, 0])
     torch.testing.assert_close(magnitude(z), torch.tensor([5e-25, 5, 5e25, 0]))
+
+
+@pytest.mark.parametrize("level", [1e-4, 1.0, 1e2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plain_magnitude_is_the_magnitude_of_music(level, dtype):
+    spec = STFT(256, 64)(level * randn(3, 2, 4001, dtype=dtype))
+    torch.testing.assert_close(plain_magnitude(spec), magnitude(spec), rtol=1e-6, atol=0)
+    assert torch.equal(plain_magnitude(spec.transpose(-1, -2)), plain_magnitude(spec).transpose(-1, -2))
+
+
+def test_plain_magnitude_of_silence_and_with_a_gradient():
+    assert not plain_magnitude(STFT(128, 32)(torch.zeros(1, 900))).any()
+    leaf = torch.zeros(1, 900, requires_grad=True); plain_magnitude(STFT(128, 32)(leaf)).sum().backward()
+    assert leaf.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

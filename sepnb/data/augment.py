@@ -88,18 +88,22 @@ def fir_taps(generator: torch.Generator, # randomness, on the CPU
     taps[:, 0] = 1
     return F.normalize(taps)
 
+def _filtered(x: torch.Tensor, taps: torch.Tensor, block: int = 32) -> torch.Tensor: # (c, t), (l,) → (c, t)
+    more, t = len(taps) - 1, x.shape[-1]
+    lag = more + torch.arange(block, device=x.device) - torch.arange(block + more, device=x.device)[:, None] # of each sample of a frame behind each of the block
+    matrix = taps[lag.clamp(0, more)] * ((lag >= 0) & (lag <= more))
+    return (F.pad(x, (more, -t % block)).unfold(-1, block + more, block) @ matrix).flatten(-2)[..., :t]
+
 def random_fir(sources: torch.Tensor, # `(b, s, c, t)`
                generator: torch.Generator, # randomness, on the CPU
                *, p: float = 0.5, # probability for each stem of each example
                **law, # of `fir_taps`: shortest, longest, tail
               ) -> torch.Tensor: # `(b, s, c, t)`
     "Filter some stems by short random impulse responses; both channels alike."
-    b, s, c, t = sources.shape
-    rows = _some(torch.empty(b, s), generator, p).flatten().nonzero()[:, 0].tolist() # drawn on the CPU: nothing waits for the device
-    taps, out = fir_taps(generator, b * s, **law).to(sources), sources.flatten(0, 1).clone()
-    if rows: # only what is chosen is filtered; channels along the batch, stems along the groups
-        flat = F.pad(out[rows].transpose(0, 1), (taps.shape[-1] - 1, 0))
-        out[rows] = F.conv1d(flat, taps[rows].flip(-1)[:, None], groups=len(rows)).transpose(0, 1)
+    chosen = _some(torch.empty(sources.shape[:2]), generator, p).flatten().tolist() # drawn on the CPU: nothing waits for the device
+    taps, stems = fir_taps(generator, len(chosen), **law).to(sources), sources.flatten(0, 1)
+    out = torch.empty_like(stems)
+    for i, some in enumerate(chosen): out[i] = _filtered(stems[i], taps[i]) if some else stems[i]
     return out.view(sources.shape)
 
 # %% ../../nbs/data/35_augment.ipynb #cc9ffa24
@@ -115,15 +119,20 @@ def shared_resample(sources: torch.Tensor, # `(b, s, c, t)`
                     generator: torch.Generator, # randomness, on the CPU
                     *, semitones: float = 6.0, # largest change up and down
                     edge: str = "wrap", # wrap: a loop of the same length; crop: t / 2^(semitones/12) samples
+                    p: float = 1.0, # probability for each example; the others keep their speed
                    ) -> torch.Tensor: # `(b, s, c, t)`, or shorter
-    "Play each example at its own speed, all of its stems at the same one (thesis, section 3.2)."
+    "Play examples at their own speeds, all stems of one at the same (thesis, section 3.2)."
     b, t = len(sources), sources.shape[-1]
     length = _edge(edge, t, int(t / 2 ** (semitones / 12)))
     speed = 2 ** (semitones * (2 * torch.rand(b, generator=generator) - 1) / 12)
     lengths = [next_fast_len(max(length if edge == "crop" else 1, round(t / r))) for r in speed.tolist()]
+    if p < 1: lengths = [m if some else t for m, some in zip(lengths, (torch.rand(b, generator=generator) < p).tolist())]
     starts = (torch.rand(b, generator=generator) * (torch.tensor(lengths) - length + 1).clamp_min(1)).long().tolist()
-    index = torch.arange(length, device=sources.device)
-    return torch.stack([change_speed(x, m)[..., (index + k) % m] for x, m, k in zip(sources, lengths, starts)])
+    out = sources.new_empty(*sources.shape[:3], length)
+    for i, (m, k) in enumerate(zip(lengths, starts)):
+        x = sources[i] if m == t else change_speed(sources[i], m)
+        for first in range(0, length, m): out[i, ..., first:first + m] = x[..., k:k + length - first] # from the beginning again where it is over
+    return out
 
 # %% ../../nbs/data/35_augment.ipynb #7c7517e5
 def saturate(sources: torch.Tensor, # `(b, s, c, t)`

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ..core import SepnbError
-from ..stft import magnitude
+from ..stft import plain_magnitude
 
 # %% ../../nbs/train/70_losses.ipynb #325bf280
 def _widen(x: torch.Tensor) -> torch.Tensor: return x if x.dtype == torch.float64 else x.float()
 
 def _magnitudes(model: nn.Module, mix: torch.Tensor, sources: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.autocast(mix.device.type, enabled=False): given, targets = magnitude(model.stft(mix)), magnitude(model.stft(sources))
+    with torch.autocast(mix.device.type, enabled=False): given, targets = plain_magnitude(model.stft(mix)), plain_magnitude(model.stft(sources))
     return _widen(model.magnitudes(given)), targets
 
 def magnitude_l1(model: nn.Module, # a model with `stft` and `magnitudes`
