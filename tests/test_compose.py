@@ -150,6 +150,9 @@ def test_one_tune_takes_other_words():
 @given(pool=st.sampled_from(sorted(POOLS)), seed=st.integers(0, 2**40), seconds=st.floats(18, 45), low=st.integers(45, 60), span=st.integers(12, 20))
 @settings(deadline=None, max_examples=25)
 @example(pool="train", seed=0, seconds=20.0, low=52, span=24)
+@example(pool="train", seed=12, seconds=30.0, low=45, span=12) # muted strokes alone
+@example(pool="train", seed=450, seconds=38.0, low=45, span=12) # a riff without chords, and a bass that goes with it
+@example(pool="train", seed=357, seconds=30.0, low=45, span=12)
 def test_any_song(pool, seed, seconds, low, span):
     score = compose(POOLS[pool], seconds=seconds, seed=seed, voice_range=(low, low + span))
     assert check(score) is score and score.seconds == seconds

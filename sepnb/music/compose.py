@@ -192,11 +192,11 @@ def heavy(parts: Sequence[Part], # a band's
          ) -> list[Part]: # the same with guitars as `other`; often the kick and the bass go with the riff
     "A band with electric guitars."
     riff, lead = riff_part(style, bars, rng), lead_part(bars, rng); kick, bass, solo, keys = rng.random(4) < (0.5, 0.6, 0.5, 0.15)
-    roots, end_q, out = {n.start_s: n for n in reversed(riff.notes) if n.pitch < 48}, bars[-1].start_q + bars[-1].length_q, [] # the lowest note of each stroke
+    roots, end_q, out = {n.start_s: n for n in reversed(riff.notes)}, bars[-1].start_q + bars[-1].length_q, [] # the lowest note of each stroke
     for p in parts:
         if p.stem == "drums" and kick:
             p = replace(p, notes=tuple(sorted([n for n in p.notes if n.pitch not in (35, 36)] + [Note(at, at + 0.2, 36, _velocity(104, rng)) for at in roots], key=lambda n: (n.start_s, n.pitch))))
-        if p.stem == "bass" and bass: p = replace(p, notes=tuple(replace(n, end_s=at + 0.92 * (upto - at), pitch=n.pitch - 12 * (n.pitch >= 40)) for (at, n), upto in zip(sorted(roots.items()), [*sorted(roots)[1:], end_q])))
+        if p.stem == "bass" and bass: p = replace(p, notes=tuple(replace(n, end_s=at + 0.92 * (upto - at), pitch=n.pitch - 12 * max(0, (n.pitch - 28) // 12)) for (at, n), upto in zip(sorted(roots.items()), [*sorted(roots)[1:], end_q])))
         if p.stem != "other" or keys and p.name in ("pad", "chord-sus"): out.append(p)
     return [*out, riff, *[lead] * bool(solo and lead.notes)]
 
