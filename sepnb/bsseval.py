@@ -16,7 +16,7 @@ import torch
 from .core import SepnbError
 from .correlate import block_filter, window_products
 from .toeplitz import solve_toeplitz
-from .windows import check_pair, energies, one_thread, ratio_db, silent, spans
+from .windows import check_pair, energies, ratio_db, side_by_side, silent, spans
 
 # %% ../nbs/20_bsseval.ipynb #2fd8c648
 class BSSEval(NamedTuple):
@@ -113,7 +113,6 @@ def _again(parts: torch.Tensor, doubtful: torch.Tensor, # `(5, windows)`, energi
 class Undetermined(UserWarning):
     "The stems' filters are not determined in double precision; ISR, SIR, SAR are one answer of many."
 
-@one_thread()
 def bsseval_v4(estimates, sources, # tensors or arrays `(s, c, t)`
                *, sample_rate: int, # Hz
                window_s: float = 1.0, hop_s: float = 1.0, # windows, s
@@ -128,11 +127,11 @@ def bsseval_v4(estimates, sources, # tensors or arrays `(s, c, t)`
     filters, determined = error_filters(track, stems=stems)
     if not determined: warnings.warn("stems without a noise floor, or copies of each other: ISR, SIR and SAR are not determined, in museval neither", Undetermined, stacklevel=3)
     signal, error, loudness = energies(sources, windows), energies(sources, windows, minus=estimates), energies(estimates, windows)
-    out = _no_scores(stems, len(windows))
-    for j in range(stems):
+    def ratios(j): # of stem j
         parts, rounding = quick_energies(filters[j], inside, stem=j, loudness=loudness[j].to(inside))
         _again(parts, (rounding >= 1e-5 * parts).cpu() & ~quiet, filters[j], estimates[j], sources, windows, j)
         spat, interf, own, full, artif = parts.cpu()
-        out[:, j] = ratio_db(torch.stack([signal[j], signal[j], own, full]), torch.stack([error[j], spat, interf, artif]))
+        return ratio_db(torch.stack([signal[j], signal[j], own, full]), torch.stack([error[j], spat, interf, artif]))
+    out = torch.stack(list(side_by_side(ratios, range(stems))), 1)
     out[..., quiet] = torch.nan
     return BSSEval(*out)

@@ -52,7 +52,7 @@ def seed_everything(seed: int, # any integer ≥ 0
     "Seed Python, NumPy and torch, ask torch for deterministic kernels, and return an explicit generator."
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn") # as `use_deterministic_algorithms`, which would load the compiler first, for a second
     if hasattr(torch.utils, "deterministic"): torch.utils.deterministic.fill_uninitialized_memory = False # nothing here reads what it has not written
     if threads: torch.set_num_threads(threads)
     return torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from scipy.fft import next_fast_len
 
-from .windows import one_thread
+from .windows import one_thread, side_by_side
 
 # %% ../nbs/18_correlate.ipynb #f50376c0
 def _fast_length(samples: int) -> int: # ≥ samples
@@ -51,7 +51,6 @@ def crossing(x: torch.Tensor, # `(i, t)`
     return lag_products(before, torch.nn.functional.pad(behind, (before.shape[1], 0)), lags=lags)
 
 # %% ../nbs/18_correlate.ipynb #b8d2b5d7
-@one_thread()
 def window_products(sources: torch.Tensor, # `(i, t)`, or `(s, c, t)`: then i runs over channels, stem after stem
                     estimates: torch.Tensor, # `(j, t)` or `(s, c, t)`
                     windows: list[slice], # from `spans`
@@ -63,14 +62,15 @@ def window_products(sources: torch.Tensor, # `(i, t)`, or `(s, c, t)`: then i ru
     def seam(w): # x in `w`, y behind it
         near = slice(max(w.start, w.stop - lags), w.stop + lags)
         return torch.cat([crossing(rows(sources, near), rows(y, near), w.stop - near.start, lags=lags) for y in (sources, estimates)], -1)
-    inside = torch.empty(len(windows), lags, *products(slice(0, 0)).shape[1:], dtype=torch.float64, device=sources.device)
-    for n, w in enumerate(windows): inside[n] = products(w)
+    with one_thread():
+        inside = torch.empty(len(windows), lags, *products(slice(0, 0)).shape[1:], dtype=torch.float64, device=sources.device)
+    for n, found in enumerate(side_by_side(products, windows)): inside[n] = found
     if all(a.stop == b.start for a, b in zip(windows, windows[1:])):
-        tiles, track = windows, inside.sum(0) + products(slice(windows[-1].stop, samples))
+        with one_thread(): tiles, track = windows, inside.sum(0) + products(slice(windows[-1].stop, samples))
     else:
         tiles = [slice(a, min(a + _TILE, samples)) for a in range(0, samples, _TILE)]
-        track = sum(products(w) for w in tiles)
-    return inside, track + sum(seam(w) for w in tiles)
+        track = sum(side_by_side(products, tiles))
+    return inside, track + sum(side_by_side(seam, tiles))
 
 _TILE = 2**16 # samples of the track's own pieces
 

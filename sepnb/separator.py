@@ -122,7 +122,8 @@ def overlap_add(estimate: Callable[[torch.Tensor, int], torch.Tensor], # (segmen
                ) -> torch.Tensor: # `(s, c, t)`
     "Apply `estimate` to overlapping segments and cross-fade the results; exact for a pass-through. Raises `SepnbError` on an impossible overlap."
     def each(starts, x): return [estimate(piece, start) for start, piece in zip(starts, x)]
-    return torch.cat(list(overlap_add_blocks(each, [mix], segment=segment, overlap=overlap, weighting=weighting, power=power)), -1)
+    blocks = list(overlap_add_blocks(each, [mix], segment=segment, overlap=overlap, weighting=weighting, power=power))
+    return torch.cat(blocks, -1) if len(blocks) > 1 else blocks[0]
 
 # %% ../nbs/40_separator.ipynb #9409240b
 def shift_leads(shifts: int, # how many copies; 0: the song as it is

@@ -37,6 +37,13 @@ def test_shape_type_seed_and_input(name, shape, dtype):
 
 
 @pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 2, 2, 501), (5, 4, 1, 64)])
+def test_overwriting_the_batch_gives_the_same(name, shape):
+    x = stems(*shape)
+    assert torch.equal(augment(x.clone(), seeded(1), {name: EACH[name]}, inplace=True), augment(x, seeded(1), {name: EACH[name]}))
+
+
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("scale", [1e-4, 1e2])
 def test_level_does_not_matter(name, scale):
     x = stems()

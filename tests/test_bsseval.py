@@ -15,7 +15,7 @@ from sepnb.core import SepnbError
 from sepnb.correlate import block_filter, crossing, lag_products, window_products
 from sepnb.synth import toy_sources
 from sepnb.toeplitz import solve_toeplitz
-from sepnb.windows import check_pair, energies, nan_reasons, one_thread, silent, spans
+from sepnb.windows import check_pair, energies, nan_reasons, one_thread, side_by_side, silent, spans
 
 museval = pytest.importorskip("museval", reason="museval, or the ffmpeg that it needs, is not installed", exc_type=Exception)
 RATE = 3000
@@ -321,3 +321,21 @@ def test_spans_are_museval_s_windows():
 def test_pairs_are_not_copied_without_need():
     estimates, sources = check_pair(SOURCES, SOURCES.numpy())
     assert estimates.data_ptr() == SOURCES.data_ptr() == sources.data_ptr()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    sources = toy_sources(torch.Generator().manual_seed(5), seconds=3.0, sample_rate=RATE) + 1e-3 * noise(4, 2, 3 * RATE, seed=6); mix = sources.sum(0, keepdim=True)
+    threads, results = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        try: results.append([torch.stack(bsseval_v4(x, sources, sample_rate=RATE, taps=32)) for x in (sources + noise(*sources.shape), mix.expand_as(sources))])
+        finally: torch.set_num_threads(threads)
+    assert all(torch.equal(a.nan_to_num(999), b.nan_to_num(999)) for other in results[1:] for a, b in zip(results[0], other))
+
+
+def test_what_fails_in_a_thread_fails_outside_and_gives_the_threads_back():
+    threads = torch.get_num_threads(); torch.set_num_threads(3)
+    try:
+        with pytest.raises(ZeroDivisionError): list(side_by_side(lambda n: 1 // n, [2, 1, 0, 3]))
+        assert torch.get_num_threads() == 3 and list(side_by_side(str, [])) == []
+    finally: torch.set_num_threads(threads)

@@ -50,7 +50,7 @@ def train(what, folder=None, rank=0, processes=1, port=0, slow=False):
     own_noise(0, rank)
     if slow:
         step = loop.augment
-        def slowly(*args): time.sleep(0.1); return step(*args)
+        def slowly(*args, **more): time.sleep(0.1); return step(*args, **more)
         loop.augment = slowly
     snapshot = Snapshot(Path(folder) / "state.safetensors", dict(a=1)) if folder else None
     history = fit(model, learn, judge, recipe_from({**RECIPE, "loss": loss}), generator=generator, snapshot=snapshot, engine=engine)

@@ -12,8 +12,10 @@ from sepnb.data.augment import augment
 from sepnb.data.bank import StemBank, draw, excerpt_starts, fixed_excerpts, load_bank, mapped_bank
 from sepnb.data.tracks import find_tracks, load_track, write_track
 from sepnb.models.mask_rnn import DeepMaskInference
+from sepnb.stft import STFT, plain_magnitude
 from sepnb.synth import toy_sources
 from sepnb.train.checkpoint import build_model, load_checkpoint, load_separator, model_class, open_system, save_checkpoint
+from sepnb.train.losses import pick_loss
 from sepnb.train.state import Run
 from sepnb.train.loop import fit, read_history, recipe_from, train_epoch, valid_epoch, write_history
 
@@ -216,6 +218,24 @@ def test_a_card_says_how_songs_are_cut(tmp_path):
     for inference in (dict(wings=2), dict(overlap=1.0), [1], dict(model=3)):
         with pytest.raises(SepnbError, match="inference"):
             load_separator(saved(tmp_path / "bad", card=dict(inference=inference)), device="cpu")
+
+
+@pytest.mark.parametrize("name, power", [("magnitude_l1", 1), ("magnitude_mse", 2), ("waveform_l1", 1), ("weighted_magnitude_l1", 1)])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+@pytest.mark.parametrize("frames", [True, False])
+def test_losses_and_their_slopes_by_definition(name, power, scale, frames): # in whichever order a network leaves its bins in memory
+    class Told(torch.nn.Module): # gives what it is told
+        stft, stem_weights = STFT(64, 32), torch.tensor([1.0, 2.0, 0.5])
+        def magnitudes(self, mag): return self.given.transpose(-1, -2).contiguous().transpose(-1, -2) if frames else self.given
+        def forward(self, mix): return self.given
+    g = torch.Generator().manual_seed(0); net = Told(); sources = scale * torch.randn(2, 3, 2, 301, generator=g); sources[0, 1] = 0
+    targets = sources if name == "waveform_l1" else plain_magnitude(net.stft(sources))
+    net.given = (targets + scale * torch.randn(targets.shape, generator=g)).requires_grad_(); net.given.data[1, 2] = targets[1, 2] # a stem without error
+    apart = (net.given.double() - targets.double()).abs() ** power
+    truth = (apart.flatten(2).mean((0, 2)) * (net.stem_weights if name.startswith("weighted") else 1)).mean()
+    loss = pick_loss(name)(net, sources.sum(1), sources)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(x, net.given)[0] for x in (loss, truth)), rtol=1e-4, atol=1e-9)
 
 
 def test_a_loss_with_weights_gets_them_from_the_training_songs():

@@ -7,6 +7,8 @@ __all__ = ['AUGMENTATIONS', 'random_gain', 'swap_channels', 'flip_sign', 'random
            'change_speed', 'shared_resample', 'saturate', 'augment', 'choose']
 
 # %% ../../nbs/data/35_augment.ipynb #c15f1b32
+from functools import partial
+
 import torch
 from scipy.fft import next_fast_len
 from torch.nn import functional as F
@@ -18,11 +20,12 @@ def random_gain(sources: torch.Tensor, # `(b, s, c, t)`
                 generator: torch.Generator, # randomness, on the CPU
                 *, low: float = 0.25, # smallest factor, ≥ 0
                 high: float = 1.25, # largest factor
+                inplace: bool = False, # overwrite the batch
                ) -> torch.Tensor: # `(b, s, c, t)`
     "Multiply each stem of each example by its own factor, uniform in `low…high`."
     b, s = sources.shape[:2]
     factor = low + (high - low) * torch.rand(b, s, 1, 1, generator=generator)
-    return sources * factor.to(sources)
+    return torch.mul(sources, factor.to(sources), out=sources if inplace else None)
 
 # %% ../../nbs/data/35_augment.ipynb #870555b4
 def _some(sources: torch.Tensor, generator: torch.Generator, p: float) -> torch.Tensor: # `(b, s, 1, 1)`, bool: chosen with probability p
@@ -31,8 +34,14 @@ def _some(sources: torch.Tensor, generator: torch.Generator, p: float) -> torch.
 def swap_channels(sources: torch.Tensor, # `(b, s, c, t)`
                   generator: torch.Generator, # randomness, on the CPU
                   *, p: float = 0.5, # probability for each stem of each example
+                  inplace: bool = False, # overwrite the batch
                  ) -> torch.Tensor: # `(b, s, c, t)`
     "Reverse the order of the channels of some stems."
+    if inplace:
+        stems = sources.view(-1, *sources.shape[2:])
+        for i, some in enumerate(_some(torch.empty(sources.shape[:2]), generator, p).flatten().tolist()):
+            if some: stems[i] = stems[i].flip(0)
+        return sources
     rows = torch.arange(sources.shape[:3].numel(), device=sources.device).view(sources.shape[:3]) # one copy of whole channels
     rows = torch.where(_some(sources, generator, p)[..., 0], rows.flip(2), rows)
     return sources.flatten(0, 2).index_select(0, rows.flatten()).view(sources.shape)
@@ -97,14 +106,15 @@ def _filtered(x: torch.Tensor, taps: torch.Tensor, block: int = 32) -> torch.Ten
 def random_fir(sources: torch.Tensor, # `(b, s, c, t)`
                generator: torch.Generator, # randomness, on the CPU
                *, p: float = 0.5, # probability for each stem of each example
+               inplace: bool = False, # overwrite the batch
                **law, # of `fir_taps`: shortest, longest, tail
               ) -> torch.Tensor: # `(b, s, c, t)`
     "Filter some stems by short random impulse responses; both channels alike."
     chosen = _some(torch.empty(sources.shape[:2]), generator, p).flatten().tolist() # drawn on the CPU: nothing waits for the device
-    taps, stems = fir_taps(generator, len(chosen), **law).to(sources), sources.flatten(0, 1)
-    out = torch.empty_like(stems)
-    for i, some in enumerate(chosen): out[i] = _filtered(stems[i], taps[i]) if some else stems[i]
-    return out.view(sources.shape)
+    taps, stems = fir_taps(generator, len(chosen), **law).to(sources), sources.view(-1, *sources.shape[2:]) if inplace else sources.flatten(0, 1).clone()
+    for i, some in enumerate(chosen):
+        if some: stems[i] = _filtered(stems[i], taps[i])
+    return stems.view(sources.shape)
 
 # %% ../../nbs/data/35_augment.ipynb #cc9ffa24
 def change_speed(x: torch.Tensor, # `(..., t)`, taken for a loop
@@ -148,15 +158,18 @@ def saturate(sources: torch.Tensor, # `(b, s, c, t)`
 # %% ../../nbs/data/35_augment.ipynb #df732732
 AUGMENTATIONS = dict(random_gain=random_gain, swap_channels=swap_channels, flip_sign=flip_sign, random_shift=random_shift, remix=remix,
                      random_fir=random_fir, shared_resample=shared_resample, saturate=saturate)
+_INPLACE = ("random_gain", "swap_channels", "random_fir")
 
 def augment(sources: torch.Tensor, # `(b, s, c, t)`
             generator: torch.Generator, # randomness
             steps: dict, # name → settings, in order, for example `{"swap_channels": {"p": 0.5}}`
+            *, inplace: bool = False, # the batch may be overwritten: saves passes over memory, which is most of what these steps cost
            ) -> torch.Tensor: # `(b, s, c, t)`
     "Apply several augmentations in order. Raises `SepnbError` for an unknown one, or for settings that it cannot use."
     for name, settings in steps.items():
         if name not in AUGMENTATIONS: raise SepnbError(f"unknown augmentation '{name}'; known: {', '.join(AUGMENTATIONS)}")
-        try: sources = AUGMENTATIONS[name](sources, generator, **(settings or {}))
+        step = partial(AUGMENTATIONS[name], inplace=True) if inplace and name in _INPLACE else AUGMENTATIONS[name]
+        try: sources = step(sources, generator, **(settings or {}))
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as e: raise SepnbError(f"augmentation '{name}' cannot use {settings}: {e}") from e
     return sources
 

@@ -44,8 +44,8 @@ def extend_bins(mask: torch.Tensor, # `(..., f', n)`
                 bins: int, # wanted, ≥ f'
                ) -> torch.Tensor: # `(..., bins, n)`
     "Repeat the topmost bin upwards."
-    missing = bins - mask.shape[-2]
-    return torch.cat([mask, mask[..., -1:, :].expand(*mask.shape[:-2], missing, -1)], -2) if missing else mask
+    frames, missing = mask.transpose(-1, -2), bins - mask.shape[-2] # a frame's bins side by side in memory, as `STFT` leaves them
+    return torch.cat([frames, frames[..., -1:].expand(*frames.shape[:-1], missing)], -1).transpose(-1, -2) if missing else mask
 
 # %% ../../nbs/models/60_layers.ipynb #bd132c29
 def frames_first(mag: torch.Tensor, # `(b, c, f, n)`

@@ -63,7 +63,8 @@ class OpenUnmix(MaskModel):
         sizes = dict(hidden=hidden, layers=layers, dropout=dropout)
         self.targets = nn.ModuleList(OpenUnmixTarget(self.stft.bins, seen, channels, **sizes) for _ in range(stems))
 
-    def network(self, mag: torch.Tensor) -> torch.Tensor: return torch.stack([target(mag) for target in self.targets], 1)
+    def network(self, mag: torch.Tensor) -> torch.Tensor:
+        return torch.stack([target(mag).transpose(2, 3) for target in self.targets], 1).transpose(3, 4) # in memory as `STFT` leaves spectrograms
 
     def set_statistics(self, mean: torch.Tensor, deviation: torch.Tensor, # both `(f,)`, of magnitudes of training mixtures
                       ) -> None:

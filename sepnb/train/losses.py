@@ -12,6 +12,20 @@ from torch import nn
 from ..core import SepnbError
 from ..stft import plain_magnitude
 
+# %% ../../nbs/train/70_losses.ipynb #5bbdcbe2
+class _Distances(torch.autograd.Function): # of estimates and targets `(b, s, ...)`, to the power 1 or 2, mean of each stem `(s,)`
+    @staticmethod
+    def forward(ctx, estimates, targets, power):
+        gap = estimates - targets; ctx.scale = power / max(1, gap[:, 0].numel())
+        rows = torch.linalg.vector_norm(gap, power, dim=min(range(2, gap.ndim), key=gap.stride)).double() ** power # single precision for one row only
+        if any(ctx.needs_input_grad): ctx.save_for_backward(gap.sgn_() if power == 1 else gap)
+        return (rows.sum((0, *range(2, rows.ndim))) * (ctx.scale / power)).to(gap.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        gap, = ctx.saved_tensors; slope = gap * (ctx.scale * grad).view(-1, *[1] * (gap.ndim - 2))
+        return slope, -slope if ctx.needs_input_grad[1] else None, None
+
 # %% ../../nbs/train/70_losses.ipynb #325bf280
 def _widen(x: torch.Tensor) -> torch.Tensor: return x if x.dtype == torch.float64 else x.float()
 
@@ -25,7 +39,7 @@ def magnitude_l1(model: nn.Module, # a model with `stft` and `magnitudes`
                 ) -> torch.Tensor: # scalar
     "Mean absolute error of magnitudes."
     estimates, targets = _magnitudes(model, mix, sources)
-    return (estimates - targets).abs().mean()
+    return _Distances.apply(estimates, targets, 1).mean()
 
 def magnitude_mse(model: nn.Module, # a model with `stft` and `magnitudes`
                   mix: torch.Tensor, # `(b, c, t)`
@@ -33,7 +47,7 @@ def magnitude_mse(model: nn.Module, # a model with `stft` and `magnitudes`
                  ) -> torch.Tensor: # scalar
     "Mean squared error of magnitudes (Open-Unmix)."
     estimates, targets = _magnitudes(model, mix, sources)
-    return (estimates - targets).square().mean()
+    return _Distances.apply(estimates, targets, 2).mean()
 
 # %% ../../nbs/train/70_losses.ipynb #7cf32b68
 def weighted_magnitude_l1(model: nn.Module, # a model with `stft`, `magnitudes` and `stem_weights` `(s,)`
@@ -43,7 +57,7 @@ def weighted_magnitude_l1(model: nn.Module, # a model with `stft`, `magnitudes` 
     "Mean absolute error of magnitudes, each stem times its weight (thesis, M-U-Net). Raises `SepnbError` for a model without weights."
     if not hasattr(model, "stem_weights"): raise SepnbError(f"{type(model).__name__} has no stem_weights; train it with magnitude_l1")
     estimates, targets = _magnitudes(model, mix, sources)
-    return ((estimates - targets).abs().mean((0, 2, 3, 4)) * model.stem_weights).mean()
+    return (_Distances.apply(estimates, targets, 1) * model.stem_weights).mean()
 
 # %% ../../nbs/train/70_losses.ipynb #9d93def9
 def waveform_l1(model: nn.Module, # mixture `(b, c, t)` → estimates `(b, s, c, t)`
@@ -51,7 +65,7 @@ def waveform_l1(model: nn.Module, # mixture `(b, c, t)` → estimates `(b, s, c,
                 sources: torch.Tensor, # `(b, s, c, t)`
                ) -> torch.Tensor: # scalar
     "Mean absolute error of samples."
-    return (_widen(model(mix)) - sources).abs().mean()
+    return _Distances.apply(_widen(model(mix)), sources, 1).mean()
 
 LOSSES = dict(magnitude_l1=magnitude_l1, magnitude_mse=magnitude_mse, weighted_magnitude_l1=weighted_magnitude_l1, waveform_l1=waveform_l1)
 

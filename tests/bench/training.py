@@ -4,10 +4,10 @@ A step is forward, loss, backward, clipping and optimiser. Ours is `train.loop`'
 project's own training script does: Open-Unmix a network a stem, each with a spectrogram of its own and Adam; Demucs 2 its function
 `train_model` with its augmentation (flip, swap, shift, remix), where that version is here, else the same steps written out; asteroid its
 L1 distance, clipping and Adam. Ours runs with torch's deterministic kernels, as `seed_everything` asks for, and with the
-environment of a stage; theirs as torch is by itself. Both take the code path that `--path` says: `stage`, the one that gives the same bytes
-on all x86 processors (`runner.CODE_PATH`), or `native`, the widest vectors that this processor has. Each side is a process of its own, asked for one step in turn.
+environment of a stage; theirs as torch is by itself. Both take the code path that `--path` says: `stage`, the widest vectors that this
+processor has, as stages that train (`runner.WIDE`), or `avx2`, that of other stages (`runner.CODE_PATH`). Each side is a process of its own, asked for one step in turn.
 Batches lie in memory on both sides; loader.py is about loading.
-usage: python tests/bench/training.py [--only demucs] [--repeats 5] [--threads 1] [--seconds 2] [--batch 2] [--clock process] [--path native] [--published]
+usage: python tests/bench/training.py [--only demucs] [--repeats 5] [--threads 1] [--seconds 2] [--batch 2] [--clock process] [--path avx2] [--published]
 """
 import argparse, importlib, json, os, subprocess, sys, time, types
 from pathlib import Path
@@ -20,7 +20,7 @@ from sepnb.data.augment import augment
 from sepnb.models.demucs import Demucs
 from sepnb.models.openunmix import OpenUnmix, from_reference_state as unmix_state
 from sepnb.models.tasnet import ConvTasNet, from_asteroid_state
-from sepnb.runner import CODE_PATH
+from sepnb.runner import CODE_PATH, WIDE
 from sepnb.synth import toy_sources
 from sepnb.train.losses import pick_loss
 from sepnb.train.state import adam
@@ -137,7 +137,7 @@ def ask(process, line=""):
 
 def compare(case, args): # → (s a step, s a step, parameters, parameters), or why it was left out
     command = [sys.executable, __file__, *sys.argv[1:], "--case", case, "--side"]
-    environment = {**(CODE_PATH if args.path == "stage" else {}), **os.environ}
+    environment = {**(WIDE if args.path == "stage" else CODE_PATH), **os.environ}
     sides = {k: subprocess.Popen([*command, k], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) for k in ("sepnb", "package")}
     try:
         counts = [ask(p) for p in sides.values()]; refused = [c for c in counts if isinstance(c, str)]
@@ -152,7 +152,7 @@ def main():
     parser.add_argument("--only", default="", help="part of a case's name"); parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1); parser.add_argument("--seconds", type=float, default=2.0); parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="process: the processor time of this process, for a machine that others use too")
-    parser.add_argument("--path", choices=("stage", "native"), default="stage", help="of both sides")
+    parser.add_argument("--path", choices=("stage", "avx2"), default="stage", help="of both sides")
     parser.add_argument("--published", action="store_true", help="published sizes, instead of those for the CPU"); parser.add_argument("--device", default="auto")
     parser.add_argument("--case", help=argparse.SUPPRESS); parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args(); slower = False
