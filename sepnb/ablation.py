@@ -248,15 +248,18 @@ def values_of(results: Sequence[Mapping], # of `read_results`
     return {}
 
 # %% ../nbs/86_ablation.ipynb #86ed36d2
+def _everything(results: Sequence[Mapping], row: str) -> list[dict]: # all values that a row has
+    return [values_of(results, row, stem=stem, measure=measure) for stem in STEMS for measure in MEASURES]
+
 def effect_rows(results: Sequence[Mapping], # of `read_results`
                 *, stem: str = "all", measure: str = "si_sdr", # of `STEMS` and `MEASURES`
                ) -> list[dict]: # effect, thesis (dB), ours (mean, dB), std (over seeds; None: one seed), seeds, direction
-    "The effects that both rows were run for. Direction: same or opposite, or unsure (`same?`, `opposite?`)."
+    "The effects that two different trainings were run for. Direction: same or opposite, or unsure (`same?`, `opposite?`)."
     out = []
     for name, (with_it, without) in EFFECTS.items():
         a, b = (values_of(results, row, stem=stem, measure=measure) for row in (with_it, without))
         gains = [a[seed] - b[seed] for seed in a if seed in b]
-        if not gains or same_runs(with_it) == same_runs(without): continue
+        if not gains or all(x == y for x, y in zip(*(_everything(results, row) for row in (with_it, without)))): continue # one training under two names
         theirs, ours, std = published_effect(name, stem=stem, measure=measure), statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
         sure = std is not None and abs(ours) > 2 * std / len(gains) ** 0.5
         out.append(dict(effect=name, thesis=theirs, ours=ours, std=std, seeds=len(gains), direction=("same" if ours * theirs > 0 else "opposite") + ("" if sure else "?")))

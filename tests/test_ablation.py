@@ -75,6 +75,9 @@ def test_direction_needs_more_than_two_standard_errors():
     assert by([0.3, 0.4, 0.5]) == "same" and by([-0.3, -0.4, -0.5]) == "opposite" and by([-0.4, 0.1, 0.6]) == "same?" and by([-0.6, 0.1, 0.1]) == "opposite?"
     assert by([0.4]) == "same?"
     assert effect_rows(results(("4.2 U_H",))) == [] and effect_rows(results(("4.2 U_H", "B.3 0%"))) == []  # one run under two names is no effect
+    twice = results(rows)
+    for r in twice: r["rows"]["4.2 U_H"] = r["rows"]["4.2 U"]
+    assert effect_rows(twice) == []  # nor are two names for one run that the thesis tells apart
 
 
 def test_rows_are_found_under_any_name_and_tables_show_only_what_was_run():
