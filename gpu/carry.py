@@ -126,10 +126,10 @@ def fill(value, context): # `${a.b}` in text, lists and the keys of mappings, as
 
 
 def resolve(names, params, stages): # [stage or stage@item] → what each runs, reads and writes
-    from sepnb.runner import gather
+    from sepnb.runner import CODE_PATH, WIDE, gather
     import yaml
     parser = argparse.ArgumentParser(); parser.add_argument("notebook"); parser.add_argument("target")
-    parser.add_argument("-s", action="append", default=[]); parser.add_argument("-p", action="append", default=[])
+    parser.add_argument("-s", action="append", default=[]); parser.add_argument("-p", action="append", default=[]); parser.add_argument("--wide", action="store_true")
     jobs = []
     for name in names:
         stage, _, key = name.partition("@"); body = stages.get(stage)
@@ -143,7 +143,7 @@ def resolve(names, params, stages): # [stage or stage@item] → what each runs, 
         if words[:3] != ["python", "-m", "sepnb.runner"]: raise Fault(f"the stage '{name}' runs no notebook")
         args = parser.parse_args(words[3:]); values = gather(params, args.s)
         values.update((k, yaml.safe_load(v)) for k, _, v in (pair.partition("=") for pair in args.p))
-        jobs.append(dict(name=name, command=words, notebook=args.notebook, target=args.target, values=values, deps=fill(body["deps"], context),
+        jobs.append(dict(name=name, command=words, notebook=args.notebook, target=args.target, values=values, environment=WIDE if args.wide else CODE_PATH, deps=fill(body["deps"], context),
                          outs=fill(body.get("outs", []) + body.get("metrics", []), context)))
     return jobs
 
@@ -231,7 +231,6 @@ def fill_site(site, names, python, machine): # the folder of packages that goes 
 
 
 def pack(args):
-    from sepnb.runner import CODE_PATH
     params, stages = project(args.set); jobs = resolve(args.stages, params, stages)
     made = [out for job in jobs for out in job["outs"]]
     carried = {d for job in jobs for d in job["deps"] if not re.match(r"(sepnb|nbs)(/|$)", d) and d not in made}
@@ -248,7 +247,7 @@ def pack(args):
             for name, path in sorted(below(site, "site")): z.write(path, name)
         entries.append(("site.zip", site.with_suffix(".zip")))
         facts = write_pieces(entries, out / "piece", int(args.limit * MIB))
-    environment = CODE_PATH | dict(PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0", MPLBACKEND="Agg", PYTHONWARNINGS="ignore")
+    environment = dict(PYTHONHASHSEED="0", SOURCE_DATE_EPOCH="0", MPLBACKEND="Agg", PYTHONWARNINGS="ignore")
     text = json.dumps(dict(python=args.python, changes=args.set, jobs=jobs, facts=facts_of(jobs), environment=environment, packages=names, pieces=facts), indent=1)
     (out / "pieces.json").write_text(text + "\n", encoding="utf-8"); shutil.copy(__file__, out / "carry.py")
     size = sum(f["bytes"] for f in facts) / MIB
@@ -395,7 +394,7 @@ def run(args):
         if done_file(work, number).is_file() or args.only and task["name"] not in args.only: continue
         if time.monotonic() >= end: break
         print(f"== {task['name']}", flush=True)
-        process = subprocess.Popen([sys.executable, __file__, "job", str(number), "--weights", args.weights], cwd=work, env=environment, start_new_session=True)
+        process = subprocess.Popen([sys.executable, __file__, "job", str(number), "--weights", args.weights], cwd=work, env=task["environment"] | environment, start_new_session=True)
         try: process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired: break
         finally: stop(process)

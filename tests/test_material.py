@@ -144,10 +144,10 @@ def test_killed_and_continued_with_material(home, tmp_path, monkeypatch):
     import sepnb.train.loop as loop
     expected = carry_out(job(home, tmp_path / "a"), progress=False)
     step, left = loop.augment, [6]
-    def impatient(*args):
+    def impatient(*args, **more):
         left[0] -= 1
         if left[0] < 0: raise KeyboardInterrupt
-        return step(*args)
+        return step(*args, **more)
     monkeypatch.setattr(loop, "augment", impatient)
     with pytest.raises(KeyboardInterrupt): carry_out(job(home, tmp_path / "b"), progress=False)
     monkeypatch.setattr(loop, "augment", step); torch.manual_seed(99)
@@ -210,6 +210,6 @@ def test_unknown_parameters_are_refused(stage, tmp_path):
 def test_the_pipeline_names_what_it_makes():
     assert PIPELINE["cell"]["matrix"] == {"cell": "${chosen.run}", "seed": "${chosen.seeds}"}
     for stage in PIPELINE.values():
-        made = {next(iter(o)) if isinstance(o, dict) else o: o for o in stage["outs"]}; target = stage["cmd"].split()[4]
+        made = {next(iter(o)) if isinstance(o, dict) else o: o for o in stage["outs"]}; target = next(w for w in stage["cmd"].split() if w.startswith("../reports/"))
         assert target in made and target.replace(".ipynb", ".html") in made and all(o[k] == {"cache": False} for o in made.values() if isinstance(o, dict) for k in o)
         assert all((ROOT / "material" / d).exists() for d in stage["deps"] if d.startswith(("../nbs", "../sepnb")))

@@ -42,7 +42,7 @@ sys.path.insert(0, {tests!r})
 import test_resume
 import sepnb.train.loop as loop
 step = loop.augment
-def slow(*args): time.sleep(0.1); return step(*args)
+def slow(*args, **more): time.sleep(0.1); return step(*args, **more)
 loop.augment = slow
 test_resume.train({name!r}, {config!r}, test_resume.Snapshot({path!r}, dict(a=1)), loss={loss!r})
 """
