@@ -46,7 +46,7 @@ def settle(device): # a GPU works on by itself; times are taken when it has done
 
 def sides(tracks, bank, recipe, steps, workers, device): # name → a function that makes one batch
     samples, generator = round(recipe.segment_s * bank.sample_rate), seed_everything(1)
-    def from_bank(): return augment(draw(bank, generator, batch=recipe.batch, samples=samples, coherent=recipe.coherent), generator, recipe.augment).to(device)
+    def from_bank(): return augment(draw(bank, generator, batch=recipe.batch, samples=samples, coherent=recipe.coherent), generator, recipe.augment, inplace=True).to(device)
     out = {"bank": from_bank}
     for n in workers:
         data = Files(tracks, samples, recipe.batch * (steps + 2))
