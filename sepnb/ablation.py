@@ -259,7 +259,7 @@ def effect_rows(results: Sequence[Mapping], # of `read_results`
     for name, (with_it, without) in EFFECTS.items():
         a, b = (values_of(results, row, stem=stem, measure=measure) for row in (with_it, without))
         gains = [a[seed] - b[seed] for seed in a if seed in b]
-        if not gains or all(x == y for x, y in zip(*(_everything(results, row) for row in (with_it, without)))): continue # one training under two names
+        if not gains or _everything(results, with_it) == _everything(results, without): continue # one training under two names
         theirs, ours, std = published_effect(name, stem=stem, measure=measure), statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else None
         sure = std is not None and abs(ours) > 2 * std / len(gains) ** 0.5
         out.append(dict(effect=name, thesis=theirs, ours=ours, std=std, seeds=len(gains), direction=("same" if ours * theirs > 0 else "opposite") + ("" if sure else "?")))

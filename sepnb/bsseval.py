@@ -125,7 +125,7 @@ def bsseval_v4(estimates, sources, # tensors or arrays `(s, c, t)`
     if quiet.all(): return BSSEval(*_no_scores(stems, len(windows)))
     inside, track = window_products(sources, estimates, windows, lags=taps)
     filters, determined = error_filters(track, stems=stems)
-    if not determined: warnings.warn("stems without a noise floor, or copies of each other: ISR, SIR and SAR are not determined, in museval neither", Undetermined, stacklevel=3)
+    if not determined: warnings.warn("stems without a noise floor, or copies of each other: ISR, SIR and SAR are not determined, in museval neither", Undetermined, stacklevel=2)
     signal, error, loudness = energies(sources, windows), energies(sources, windows, minus=estimates), energies(estimates, windows)
     def ratios(j): # of stem j
         parts, rounding = quick_energies(filters[j], inside, stem=j, loudness=loudness[j].to(inside))

@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
-
 # %% ../nbs/00_core.ipynb #6924455a
 STEMS = ("drums", "bass", "other", "vocals")
 
@@ -30,11 +27,12 @@ class SepnbError(ValueError):
     "Something that the user can mend; its text is one line: what, where, what to do."
 
 # %% ../nbs/00_core.ipynb #c6da14d9
-def power_to_db(power: torch.Tensor | float, # power or power ratio, ≥ 0, any shape
+def power_to_db(power: "torch.Tensor | float", # power or power ratio, ≥ 0, any shape
                 *,
                 floor_db: float = -200.0, # value given to powers below it, dB
-               ) -> torch.Tensor: # 10·log10(power), same shape, dB
+               ) -> "torch.Tensor": # 10·log10(power), same shape, dB
     "Power ratio in decibels, floored so that zero power is finite."
+    import torch
     power = torch.as_tensor(power)
     if not power.is_floating_point(): power = power.float()
     return 10 * torch.log10(power.clamp_min(10 ** (floor_db / 10)))
@@ -48,8 +46,10 @@ def gain_to_amplitude(gain_db: float, # gain, dB
 def seed_everything(seed: int, # any integer ≥ 0
                     *,
                     threads: int | None = None, # CPU threads of torch; None leaves them alone
-                   ) -> torch.Generator: # a CPU generator with that seed
+                   ) -> "torch.Generator": # a CPU generator with that seed
     "Seed Python, NumPy and torch, ask torch for deterministic kernels, and return an explicit generator."
+    import numpy as np
+    import torch
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_deterministic_debug_mode("warn") # as `use_deterministic_algorithms`, which would load the compiler first, for a second
@@ -73,8 +73,9 @@ def keep_memory() -> bool: # whether the C library knows how
 
 # %% ../nbs/00_core.ipynb #89409ccd
 def pick_device(name: str = "auto", # "auto", "cpu", "cuda", "cuda:1", "mps"
-               ) -> torch.device:
+               ) -> "torch.device":
     "The device to compute on; `auto` takes the best one there is. Raises `SepnbError` if the named one is absent."
+    import torch
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try: device = torch.device(name)
@@ -117,9 +118,10 @@ def write_text(path: str | Path, # file to be written
     with atomic_path(path, overwrite=overwrite) as part: part.write_text(text, encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #e314599b
-def digest(x: torch.Tensor | np.ndarray, # samples, `(..., t)`
+def digest(x: "torch.Tensor | np.ndarray", # samples, `(..., t)`
           ) -> str: # 64 hexadecimal digits
     "SHA-256 of samples rounded to 16 bits, with their shape: the fingerprint of a signal whatever file it is stored in."
+    import torch
     x = torch.as_tensor(x, dtype=torch.float64, device="cpu")
     pcm = (x * 32768).round().clamp(-32768 * 4, 32767 * 4).to(torch.int32).contiguous().numpy().astype("<i4")
     return hashlib.sha256(repr(tuple(pcm.shape)).encode() + pcm.tobytes()).hexdigest()

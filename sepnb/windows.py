@@ -77,7 +77,8 @@ def side_by_side(work: Callable, # takes one item
     with one_thread():
         if min(threads, len(items)) < 2: yield from map(work, items)
         else:
-            with ThreadPoolExecutor(min(threads, len(items))) as pool: yield from pool.map(work, items)
+            with ThreadPoolExecutor(min(threads, len(items)), initializer=torch.set_num_threads, initargs=(1,)) as pool: # each thread has a count of its own
+                yield from pool.map(work, items)
 
 # %% ../nbs/17_windows.ipynb #65e4a270
 @one_thread()

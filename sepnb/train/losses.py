@@ -17,7 +17,8 @@ class _Distances(torch.autograd.Function): # of estimates and targets `(b, s, ..
     @staticmethod
     def forward(ctx, estimates, targets, power):
         gap = estimates - targets; ctx.scale = power / max(1, gap[:, 0].numel())
-        rows = torch.linalg.vector_norm(gap, power, dim=min(range(2, gap.ndim), key=gap.stride)).double() ** power # single precision for one row only
+        rows = torch.linalg.vector_norm(gap, power, dim=min(range(2, gap.ndim), key=gap.stride))
+        rows = (rows if gap.is_mps else rows.double()) ** power # single precision for one row only; Apple's GPUs have no other
         if any(ctx.needs_input_grad): ctx.save_for_backward(gap.sgn_() if power == 1 else gap)
         return (rows.sum((0, *range(2, rows.ndim))) * (ctx.scale / power)).to(gap.dtype)
 
