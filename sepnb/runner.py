@@ -199,7 +199,6 @@ def main(argv: list[str] | None = None, # arguments; None: those of the process
         ) -> int: # exit code
     "`python -m sepnb.runner SOURCE TARGET -s SECTION … -p NAME=VALUE … [--wide]`"
     import yaml
-    sys.modules.setdefault("rfc3987_syntax", None) # a grammar of addresses that jsonschema would read for a second; notebooks hold none to check
     parser = argparse.ArgumentParser(prog="python -m sepnb.runner", description="Execute a stage notebook with values from params.yaml.")
     parser.add_argument("source", help="stage notebook"); parser.add_argument("target", help="executed notebook to write; .html goes beside it")
     parser.add_argument("-s", "--section", action="append", default=[], help="[name=]dotted.path in params.yaml; a mapping without name is spread")

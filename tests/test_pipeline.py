@@ -118,6 +118,11 @@ def test_unknown_parameters_are_refused(stage, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stage_starts_without_waiting_for_torch(root):
+    done = subprocess.run([sys.executable, "-c", "import sys, sepnb.runner; print([m for m in ('torch', 'numpy') if m in sys.modules])"], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_the_runner_speaks_in_one_line(tmp_path):
     (tmp_path / "params.yaml").write_text("seed: 1\n")
     done = subprocess.run([sys.executable, "-m", "sepnb.runner", str(STAGES / "train.ipynb"), "x.ipynb", "-s", "nothing.here"], cwd=tmp_path, capture_output=True, text=True)
