@@ -11,6 +11,11 @@ import ctypes, hashlib, importlib.util, os, random, tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING: # within functions otherwise: what needs no torch need not wait for it
+    import numpy as np
+    import torch
 
 # %% ../nbs/00_core.ipynb #6924455a
 STEMS = ("drums", "bass", "other", "vocals")
