@@ -32,8 +32,8 @@ def excerpt_starts(numbers: torch.Tensor, # any shape, integers in 0…(number o
 
 # %% ../../nbs/data/36_bank.ipynb #5071dd78
 def _pcm(x: torch.Tensor, name: str) -> torch.Tensor: # int16
-    if not x.isfinite().all(): raise SepnbError(f"song {name} holds NaN or infinite samples; run `sepnb data doctor` on the set")
-    return (x * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    if x.numel() and not all(v.isfinite() for v in x.aminmax()): raise SepnbError(f"song {name} holds NaN or infinite samples; run `sepnb data doctor` on the set")
+    return (x * 32768).round_().clamp_(-32768, 32767).to(torch.int16)
 
 class StemBank:
     "Songs as 16-bit integers, and batches drawn from them."

@@ -21,6 +21,7 @@ import torch
 
 from ..audio import audio_info, load_audio, save_audio
 from ..core import SepnbError, digest, gain_to_amplitude, order_stems, write_text
+from ..windows import side_by_side
 
 # %% ../../nbs/data/30_tracks.ipynb #6ee8f2a5
 SPLITS = ("train", "valid", "test")
@@ -175,7 +176,7 @@ def load_track(track: Track, # song
     files, how = song_files(track.folder), dict(start_s=start_s, duration_s=duration_s, sample_rate=sample_rate, channels=channels)
     missing = [s for s in track.stems if s not in files]
     if missing: raise SepnbError(f"{track.folder} has lost its stem '{missing[0]}'; prepare the set again")
-    loaded = [load_audio(files[stem], **how) for stem in track.stems]
+    loaded = list(side_by_side(lambda stem: load_audio(files[stem], **how), track.stems))
     if len({(tuple(x.shape), rate) for x, rate in loaded}) > 1:
         raise SepnbError(f"the stems of {track.folder} differ in rate, channels or length; `sepnb data doctor` says which")
     return torch.stack([x for x, _ in loaded])
