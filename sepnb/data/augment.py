@@ -70,8 +70,11 @@ def random_shift(sources: torch.Tensor, # `(b, s, c, t)`
     if max_samples < 0: raise SepnbError(f"a shift of at most {max_samples} samples: need max_samples ≥ 0")
     length = _edge(edge, t, t - max_samples)
     start = torch.randint(max_samples + 1, (b, s, 1, 1), generator=generator)
-    index = (start + torch.arange(length)).remainder_(t).to(sources.device)
-    return sources.gather(3, index.expand(-1, -1, c, -1))
+    if not sources.is_cpu: return sources.gather(3, (start + torch.arange(length)).remainder_(t).to(sources.device).expand(-1, -1, c, -1))
+    out = sources.new_empty(b, s, c, length) # on a CPU, copies of runs are cheaper than numbers of samples
+    for old, new, k in zip(sources.flatten(0, 1), out.flatten(0, 1), start.remainder_(t).flatten().tolist()):
+        new[:, :t - k] = old[:, k:k + length]; new[:, t - k:] = old[:, :max(0, length - (t - k))]
+    return out
 
 # %% ../../nbs/data/35_augment.ipynb #ba6d7897
 def remix(sources: torch.Tensor, # `(b, s, c, t)`

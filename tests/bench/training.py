@@ -7,7 +7,7 @@ L1 distance, clipping and Adam. Ours runs with torch's deterministic kernels, as
 environment of a stage; theirs as torch is by itself. Both take the code path that `--path` says: `stage`, the widest vectors that this
 processor has, as stages that train (`runner.WIDE`), or `avx2`, that of other stages (`runner.CODE_PATH`). Each side is a process of its own, asked for one step in turn.
 Batches lie in memory on both sides; loader.py is about loading.
-usage: python tests/bench/training.py [--only demucs] [--repeats 5] [--threads 1] [--seconds 2] [--batch 2] [--clock process] [--path avx2] [--published]
+usage: python tests/bench/training.py [--only demucs] [--repeats 15] [--threads 1] [--seconds 2] [--batch 2] [--clock process] [--path avx2] [--published]
 """
 import argparse, importlib, json, os, subprocess, sys, time, types
 from pathlib import Path
@@ -27,6 +27,7 @@ from sepnb.train.state import adam
 
 REFS = Path(__file__).parents[2] / ".refs"
 FOUR, LINE = ("drums", "bass", "other", "vocals"), 1.2
+WARM = 8 # steps of each side before the clock runs: a training has hundreds, and only the first few ask the system for memory
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 def package(name, path, **modules): # without its own __init__, which would import much else
@@ -142,14 +143,14 @@ def compare(case, args): # → (s a step, s a step, parameters, parameters), or 
     try:
         counts = [ask(p) for p in sides.values()]; refused = [c for c in counts if isinstance(c, str)]
         if refused: return refused[0]
-        times = [[ask(p, "\n") for p in sides.values()] for _ in range(args.repeats + 1)][1:] # the first one warms up
+        times = [[ask(p, "\n") for p in sides.values()] for _ in range(args.repeats + WARM)][WARM:]
         return *(median(x) for x in zip(*times)), *counts
     finally:
         for p in sides.values(): p.kill(); p.wait()
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="part of a case's name"); parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="part of a case's name"); parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1); parser.add_argument("--seconds", type=float, default=2.0); parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="process: the processor time of this process, for a machine that others use too")
     parser.add_argument("--path", choices=("stage", "avx2"), default="stage", help="of both sides")
