@@ -178,6 +178,9 @@ def test_training_improves_keeps_the_best_and_repeats():
     with pytest.raises(SepnbError, match="lower lr"):
         with torch.no_grad(): next(net.parameters()).fill_(torch.nan)
         fit_postnet(net, *banks, PostRecipe(epochs=1, steps=1, batch=2), generator=torch.Generator())
+    squared, history = run(loss="mse") # the same network, asked for squares
+    with torch.no_grad(): assert abs((squared(held.estimate, held.phrases, held.mask) - held.source).square().mean().item() - min(r["valid_loss"] for r in history)) < 1e-4
+    with pytest.raises(SepnbError, match="unknown loss 'l3'.*l1, mse"): run(loss="l3")
 
 def test_schedule_of_the_thesis():
     rates = [post_rate(e, 60) for e in range(61)]

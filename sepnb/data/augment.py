@@ -49,9 +49,10 @@ def swap_channels(sources: torch.Tensor, # `(b, s, c, t)`
 def flip_sign(sources: torch.Tensor, # `(b, s, c, t)`
               generator: torch.Generator, # randomness, on the CPU
               *, p: float = 0.5, # probability for each stem of each example
+              inplace: bool = False, # overwrite the batch
              ) -> torch.Tensor: # `(b, s, c, t)`
     "Turn some stems upside down (Demucs v2)."
-    return sources * torch.where(_some(sources, generator, p), -1.0, 1.0).to(sources)
+    return torch.mul(sources, torch.where(_some(sources, generator, p), -1.0, 1.0).to(sources), out=sources if inplace else None)
 
 # %% ../../nbs/data/35_augment.ipynb #e1f6f7f8
 def _edge(edge: str, t: int, shorter: int) -> int: # length of the result, samples
@@ -71,10 +72,10 @@ def random_shift(sources: torch.Tensor, # `(b, s, c, t)`
     length = _edge(edge, t, t - max_samples)
     start = torch.randint(max_samples + 1, (b, s, 1, 1), generator=generator)
     if not sources.is_cpu: return sources.gather(3, (start + torch.arange(length)).remainder_(t).to(sources.device).expand(-1, -1, c, -1))
-    out = sources.new_empty(b, s, c, length) # on a CPU, copies of runs are cheaper than numbers of samples
-    for old, new, k in zip(sources.flatten(0, 1), out.flatten(0, 1), start.remainder_(t).flatten().tolist()):
-        new[:, :t - k] = old[:, k:k + length]; new[:, t - k:] = old[:, :max(0, length - (t - k))]
-    return out
+    stems, out = sources.flatten(0, 1), sources.new_empty(b * s, c, length) # on a CPU, copies of runs are cheaper than numbers of samples
+    for i, k in enumerate(start.remainder_(t).flatten().tolist()):
+        out[i, :, :t - k] = stems[i, :, k:k + length]; out[i, :, t - k:] = stems[i, :, :max(0, length - (t - k))]
+    return out.view(b, s, c, length)
 
 # %% ../../nbs/data/35_augment.ipynb #ba6d7897
 def remix(sources: torch.Tensor, # `(b, s, c, t)`
@@ -85,7 +86,8 @@ def remix(sources: torch.Tensor, # `(b, s, c, t)`
     b, s = sources.shape[:2]
     if group < 1: raise SepnbError(f"groups of {group} examples: need group ≥ 1")
     order = (torch.arange(b)[:, None] // group + torch.rand(b, s, generator=generator, dtype=torch.float64)).argsort(0)
-    return sources[order.to(sources.device), torch.arange(s, device=sources.device)]
+    rows = (order * s + torch.arange(s)).flatten().to(sources.device) # one copy of whole stems
+    return sources.flatten(0, 1).index_select(0, rows).view(sources.shape)
 
 # %% ../../nbs/data/35_augment.ipynb #1241c705
 def fir_taps(generator: torch.Generator, # randomness, on the CPU
@@ -161,7 +163,7 @@ def saturate(sources: torch.Tensor, # `(b, s, c, t)`
 # %% ../../nbs/data/35_augment.ipynb #df732732
 AUGMENTATIONS = dict(random_gain=random_gain, swap_channels=swap_channels, flip_sign=flip_sign, random_shift=random_shift, remix=remix,
                      random_fir=random_fir, shared_resample=shared_resample, saturate=saturate)
-_INPLACE = ("random_gain", "swap_channels", "random_fir")
+_INPLACE = ("random_gain", "swap_channels", "flip_sign", "random_fir")
 
 def augment(sources: torch.Tensor, # `(b, s, c, t)`
             generator: torch.Generator, # randomness

@@ -170,11 +170,10 @@ def centre_trim(x: torch.Tensor, # `(..., t')`
     return x.narrow(-1, (x.shape[-1] - length) // 2, length)
 
 def _level(mix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # mean, deviation (silence: 1), is there a sound; (b, 1, 1)
-    mean = mix.mean((1, 2), keepdim=True)
-    power = (mix - mean).square().mean((1, 2), keepdim=True)
+    mono = mix.mean(1, keepdim=True); mean = mono.mean(-1, keepdim=True)
+    power, mono_power = ((x - mean).square().mean((1, 2), keepdim=True) for x in (mix, mono))
     sounds = power > 1e-36
-    mono = mix.mean(1, keepdim=True).var(-1, keepdim=True, correction=0)
-    return mean, torch.where(sounds, torch.maximum(mono, 0.01 * power), 1.0).sqrt(), sounds
+    return mean, torch.where(sounds, torch.maximum(mono_power, 0.01 * power), 1.0).sqrt(), sounds
 
 # %% ../../nbs/models/60_layers.ipynb #88c4e8c8
 class WaveModel(Model):

@@ -37,7 +37,7 @@ def package(name, path, **modules): # without its own __init__, which would impo
 def our_step(net, sources, loss, lr=1e-3): # as `train_epoch` does it
     keep_memory(); optimiser, generator, loss = adam(net, lr=lr), seed_everything(0), pick_loss(loss)
     def step(steps):
-        batch = augment(sources, generator, steps); value = loss(net, batch.sum(1), batch)
+        batch = augment(sources.clone() if steps else sources, generator, steps, inplace=True); value = loss(net, batch.sum(1), batch)
         if not value.isfinite(): raise SystemExit("the loss is not finite")
         optimiser.zero_grad(set_to_none=True); value.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0); optimiser.step()
