@@ -127,7 +127,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 def templates():
     "Each stage that runs a notebook, once for each of its items: its name, its body, and the modules that hold the item's system."
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    folder = dict(models="models", variants="models", systems="classical", dictionaries="classical", postnets="models")
+    folder = dict(models="models", variants="models", shipped="models", systems="classical", dictionaries="classical", postnets="models")
     for name, stage in stages.items():
         body = stage.get("do", stage)
         if "nbs/stages/" not in body["cmd"]: continue

@@ -94,16 +94,18 @@ def test_the_weights_wheel_holds_weights_and_their_licence(weights):
     archive = zipfile.ZipFile(weights); names = archive.namelist()
     assert {"sepnb_weights/__init__.py", "sepnb_weights/spleeter-2stems/model.json", "sepnb_weights/spleeter-2stems/model.safetensors"} <= set(names)
     metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert "Name: sepnb-weights" in metadata and "MIT" in metadata and weights.stat().st_size < 80e6
+    assert {"sepnb_weights/unet-4stems/model.json", "sepnb_weights/unet-4stems/model.safetensors"} <= set(names)
+    assert "Name: sepnb-weights" in metadata and "MIT" in metadata and "Apache-2.0" in metadata and weights.stat().st_size < 80e6
 
 
 def test_from_song_to_stems_with_no_network(environment, outside):
     assert Path(run(environment / "python", "-c", "import sepnb; print(sepnb.__file__)", cwd=outside).strip()).is_relative_to(environment.parent)
-    for system, stems, named in (("hpss", {"harmonic", "percussive"}, ["--system", "hpss"]), ("spleeter", {"vocals", "accompaniment"}, [])):
+    for system, stems, named in (("hpss", {"harmonic", "percussive"}, ["--system", "hpss"]), ("spleeter", {"vocals", "accompaniment"}, []),
+                                  ("ours", {"drums", "bass", "other", "vocals"}, ["--system", "unet-4stems"])):
         run(environment / "sepnb", "separate", "song.wav", "-o", system, *named, "-d", "cpu", cwd=outside)
         files = list((outside / system / "song").glob("*.wav")); assert {f.stem for f in files} == stems
         assert np.abs(sum(sf.read(f)[0] for f in files) - sf.read(outside / "song.wav")[0]).max() < 2e-4
-    assert "spleeter-2stems" in run(environment / "sepnb", "weights", "list", cwd=outside) and "MIT" in run(environment / "sepnb", "weights", "show", "spleeter-2stems", cwd=outside)
+    assert {"spleeter-2stems", "unet-4stems"} <= set(run(environment / "sepnb", "weights", "list", cwd=outside).split()) and "MIT" in run(environment / "sepnb", "weights", "show", "spleeter-2stems", cwd=outside)
     table = run(environment / "sepnb", "evaluate", "hpss", "hpss", "-q", cwd=outside)
     assert "harmonic" in table and "SI-SDR" in table
 
