@@ -56,5 +56,5 @@ def training_line(card: Mapping, # of the checkpoint
                   cost: Mapping, # that its training wrote: steps, audio_s, wall_s, device, threads
                  ) -> str:
     "What a network was trained on, for how long and where."
-    return (f"on {len(card['songs'])} generated songs, {cost['steps']} steps of {card['recipe']['batch']} excerpts of {card['recipe']['segment_s']:g} s "
+    return (f"on {len(card['songs'])} generated songs, those that chose the best epoch included, {cost['steps']} steps of {card['recipe']['batch']} excerpts of {card['recipe']['segment_s']:g} s "
             f"({cost['audio_s'] / 3600:.1f} hours drawn), {cost['wall_s'] / 60:.0f} min on {cost['device']}" + (f", {cost['threads']} threads" if cost["device"] == "cpu" else ""))
