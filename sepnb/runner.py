@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'FOLDED', 'CODE_PATH', 'WIDE', 'KEPT_MEMORY', 'stage_parameters', 'pick', 'gather', 'check_parameters',
-           'normalise', 'mathml', 'page', 'render', 'run_stage', 'main']
+           'normalise', 'mathml', 'page', 'render', 'run_stage', 'write_hashes', 'main']
 
 # %% ../nbs/90_runner.ipynb #48f2cb07
-import argparse, ast, html, json, os, re, sys
+import argparse, ast, hashlib, html, json, os, re, sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import SepnbError, atomic_path
+from .core import SepnbError, atomic_path, write_text
 
 # %% ../nbs/90_runner.ipynb #ee87c6d9
 def stage_parameters(nb, # stage notebook (nbformat node)
@@ -194,18 +194,31 @@ def run_stage(source: str | Path, # stage notebook
         nbformat.write(nb, part); html_part.write_text(render(nb, title=target.stem), encoding="utf-8")
     failed.unlink(missing_ok=True)
 
+# %% ../nbs/90_runner.ipynb #a4ff72b4
+def write_hashes(stage: str, # of dvc.yaml
+                 target: str | Path, # text file to write
+                ) -> None:
+    "Write a SHA-256 for each file that a stage depends on. Raises `SepnbError` for an unknown stage or a file that is not there."
+    import yaml
+    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    if stage not in stages: raise SepnbError(f"dvc.yaml has no stage '{stage}'")
+    if absent := [p for p in stages[stage]["deps"] if not Path(p).is_file()]: raise SepnbError(f"stage '{stage}' of dvc.yaml depends on what is no file: {', '.join(absent)}")
+    write_text(target, "".join(f"{hashlib.sha256(Path(p).read_bytes()).hexdigest()}  {p}\n" for p in stages[stage]["deps"]))
+
 # %% ../nbs/90_runner.ipynb #e70f784f
 def main(argv: list[str] | None = None, # arguments; None: those of the process
         ) -> int: # exit code
-    "`python -m sepnb.runner SOURCE TARGET -s SECTION … -p NAME=VALUE … [--wide]`"
+    "`python -m sepnb.runner SOURCE TARGET -s SECTION … -p NAME=VALUE … [--wide]`, or `… --hashes STAGE TARGET`"
     import yaml
     parser = argparse.ArgumentParser(prog="python -m sepnb.runner", description="Execute a stage notebook with values from params.yaml.")
     parser.add_argument("source", help="stage notebook"); parser.add_argument("target", help="executed notebook to write; .html goes beside it")
+    parser.add_argument("--hashes", action="store_true", help="instead: write to TARGET the hashes of what the stage SOURCE of dvc.yaml depends on")
     parser.add_argument("-s", "--section", action="append", default=[], help="[name=]dotted.path in params.yaml; a mapping without name is spread")
     parser.add_argument("-p", "--param", action="append", default=[], metavar="NAME=VALUE", help="one value, as YAML")
     parser.add_argument("--wide", action="store_true", help="the widest vectors that the processor has: quicker, other last bits on other processors")
     args = parser.parse_args(argv)
     try:
+        if args.hashes: write_hashes(args.source, args.target); return 0
         values = gather(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")), args.section)
         for pair in args.param:
             name, _, value = pair.partition("="); values[name] = yaml.safe_load(value)

@@ -42,15 +42,24 @@ def analyse(x: torch.Tensor, # signal, `(..., t)`, float32 or float64, t ≥ 1
     return spec.reshape(*x.shape[:-1], *spec.shape[-2:])
 
 # %% ../nbs/10_stft.ipynb #71972366
+def _overlap_add(frames: torch.Tensor, hop_length: int) -> torch.Tensor: # `(..., n, n_fft)` → `(..., (n − 1)·hop + n_fft or a little more)`
+    frame, rows = frames.shape[-1], -(-frames.shape[-1] // hop_length) # a frame lies on so many rows of a hop each
+    out = frames.new_zeros(*frames.shape[:-2], frames.shape[-2] + rows - 1, hop_length)
+    for row in reversed(range(rows)): # earlier frames first
+        piece = frames[..., row * hop_length:(row + 1) * hop_length]
+        out[..., row:row + frames.shape[-2], :piece.shape[-1]] += piece
+    return out.flatten(-2)
+
 def synthesise(spec: torch.Tensor, # `(..., f, n)`, complex
                window: torch.Tensor, # `(n_fft,)`, real, same precision and device
                hop_length: int, # samples between frame centres
                length: int, # samples to return, at most (n − 1)·hop
               ) -> torch.Tensor: # `(..., length)`, real
     "The signal whose `analyse` is nearest to `spec` in the least-squares sense."
-    flat = spec.reshape(-1, *spec.shape[-2:])
-    x = torch.istft(flat, len(window), hop_length, window=window, center=True, length=length)
-    return x.reshape(*spec.shape[:-2], length)
+    n_fft, asked = len(window), slice(len(window) // 2, len(window) // 2 + length)
+    frames = torch.fft.irfft(spec.transpose(-1, -2), n=n_fft) * window
+    total = _overlap_add(window.square().expand(spec.shape[-1], n_fft), hop_length)[asked]
+    return _overlap_add(frames, hop_length)[..., asked] / total
 
 # %% ../nbs/10_stft.ipynb #5e5aefb1
 FLOOR = 0.2 # smallest window sum, relative to the largest, that `STFT` accepts: a mask adds at most 7 dB

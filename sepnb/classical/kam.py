@@ -17,6 +17,7 @@ from ..core import SepnbError
 from ..masks import ratio_mask
 from ..separator import Separator, register
 from ..stft import STFT, magnitude
+from ..windows import side_by_side
 
 # %% ../../nbs/classical/53_kam.ipynb #79d2f303
 def shifted_median(x: torch.Tensor, # `(c, f, n)`
@@ -28,10 +29,10 @@ def shifted_median(x: torch.Tensor, # `(c, f, n)`
     high, wide = (max(abs(s[k]) for s in steps) for k in (0, 1))
     c, f, n = x.shape
     padded, out = np.pad(x.cpu().numpy(), ((0, 0), (high, high), (wide, wide)), mode="symmetric"), torch.empty_like(x)
-    for row in range(0, f, block):
+    def smooth(row):
         size = min(block, f - row)
-        copies = [padded[:, high + row + df:high + row + df + size, wide + dn:wide + dn + n] for df, dn in steps]
-        out[:, row:row + size] = torch.from_numpy(median_of(np.stack(copies))).to(x)
+        return median_of(np.stack([padded[:, high + row + df:high + row + df + size, wide + dn:wide + dn + n] for df, dn in steps]))
+    for row, part in zip(range(0, f, block), side_by_side(smooth, range(0, f, block))): out[:, row:row + block] = torch.from_numpy(part).to(x)
     return out
 
 # %% ../../nbs/classical/53_kam.ipynb #9e18d219
