@@ -127,8 +127,9 @@ def digest(x: "torch.Tensor | np.ndarray", # samples, `(..., t)`
           ) -> str: # 64 hexadecimal digits
     "SHA-256 of samples rounded to 16 bits, with their shape: the fingerprint of a signal whatever file it is stored in."
     import torch
-    x = torch.as_tensor(x, dtype=torch.float64, device="cpu")
-    pcm = (x * 32768).round().clamp(-32768 * 4, 32767 * 4).to(torch.int32).contiguous().numpy().astype("<i4")
+    x = torch.as_tensor(x, device="cpu")
+    if x.dtype != torch.float32: x = x.double() # a power of two and rounding are exact in both
+    pcm = (x * 32768).round_().clamp_(-32768 * 4, 32767 * 4).to(torch.int32).contiguous().numpy().astype("<i4")
     return hashlib.sha256(repr(tuple(pcm.shape)).encode() + pcm.tobytes()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #5e81c247

@@ -150,14 +150,14 @@ COMMON = "all" # name of the set that every fold may learn from
 def write_material(root: str | Path, # folder of the set
                    stem: str, # that the pieces are
                    pieces: Sequence[Piece], # none: no set
-                   *, level_db_: float, # to which each is brought, dB re full scale
+                   *, target_db: float, # level to which each is brought, dB re full scale
                    sample_rate: int, channels: int, # of the set
                   ) -> float: # seconds written
     "Write pieces as a set of songs of one stem, with manifest and origins."
     rows, seconds = [], 0.0
     for p in pieces:
         x = match_channels(resample(p.signal, p.sample_rate, sample_rate), channels)
-        track = write_track(root, "train", p.name, {stem: x * gain_to_amplitude(level_db_ - level_db(x, sample_rate=sample_rate))}, sample_rate, overwrite=True)
+        track = write_track(root, "train", p.name, {stem: x * gain_to_amplitude(target_db - level_db(x, sample_rate=sample_rate))}, sample_rate, overwrite=True)
         write_origins(track, p.origins); rows.append(manifest_row(track, licence=p.licence, source=p.source)); seconds += track.seconds
     if rows:
         write_manifest(root, rows)
@@ -177,7 +177,7 @@ def prepare_material(out: str | Path, # folder for all sets
     songs, rows, train = {t.name: t for t in find_tracks(recordings)}, {r["song"]: r for r in read_manifest(recordings)}, find_tracks(tracks, split="train")
     how, table = dict(sample_rate=train[0].sample_rate, channels=train[0].channels), []
     level = {stem: usual_level_db(train, stem) for stem in ("other", "vocals", "drums")}
-    def add(kind, stem, name, pieces): table.append(dict(kind=kind, stem=stem, set=name, pieces=len(pieces), seconds=round(write_material(Path(out) / kind / name, stem, pieces, level_db_=level[stem], **how), 3)))
+    def add(kind, stem, name, pieces): table.append(dict(kind=kind, stem=stem, set=name, pieces=len(pieces), seconds=round(write_material(Path(out) / kind / name, stem, pieces, target_db=level[stem], **how), 3)))
     for fold, names in folds_of(list(songs), folds).items():
         add("guitars", "other", fold, [p for n in names for p in guitars(songs[n], rows[n], seconds=seconds)])
         if teacher is not None: add("voices", "vocals", fold, [p for n in names for p in voices(songs[n], rows[n], teacher, seconds=seconds)])

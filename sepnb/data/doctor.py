@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..audio import audio_info
 from ..core import SepnbError, digest, order_stems, power_to_db
 from .tracks import BLOCK, MANIFEST, SPLITS, SUFFIXES, combine_digests, natural_key, read_manifest, song_folders
+from ..windows import side_by_side
 
 # %% ../../nbs/data/31_doctor.ipynb #9bc17be5
 @dataclass(frozen=True)
@@ -60,15 +61,16 @@ class Meter:
     def add(self, block: np.ndarray, # `(t, c)`
            ) -> np.ndarray: # the same, with 0 for what is not a number
         "Listen to one more block."
-        finite = np.isfinite(block)
-        self.samples += len(block); self.bad += int((~finite).sum())
-        block = np.where(finite, block, 0)
+        finite = np.isfinite(block); bad = block.size - np.count_nonzero(finite)
+        self.samples += len(block); self.bad += bad
+        if bad: block = np.where(finite, block, 0)
         self.hash.update(digest(block.T).encode())
-        self.peak = max(self.peak, float(abs(block).max(initial=0))); self.energy += float(np.square(block, dtype=np.float64).sum())
-        hot = abs(block) >= FULL_SCALE
+        peak = max(float(block.max(initial=0)), -float(block.min(initial=0)))
+        self.peak = max(self.peak, peak); self.energy += float(np.square(block, dtype=np.float64).sum())
+        hot = abs(block) >= FULL_SCALE if peak >= FULL_SCALE else np.zeros_like(block, dtype=bool)
         hot = np.concatenate([np.zeros_like(hot, shape=(3, hot.shape[1])) if self.tail is None else self.tail, hot])
-        run = hot[2:] & hot[1:-1] & hot[:-2]
-        self.clipped += int((run[1:] & ~run[:-1]).sum()); self.tail = hot[-3:]
+        if peak >= FULL_SCALE: run = hot[2:] & hot[1:-1] & hot[:-2]; self.clipped += int((run[1:] & ~run[:-1]).sum())
+        self.tail = hot[-3:]
         return block
 
 # %% ../../nbs/data/31_doctor.ipynb #df4fbf98
@@ -236,7 +238,8 @@ def doctor(root: str | Path, # of a set
     if not root.is_dir(): raise SepnbError(f"no folder {root}; give the one that holds train, valid and test")
     out, exams = _layout(root), {}
     songs = [(f"{s}/{p.name}", p) for s in SPLITS for p in song_folders(root, s)]
-    for where, folder in tqdm(songs, desc="doctor", unit="song", disable=not progress):
-        exams[where], found = _examine_folder(folder, where); out += found
+    look = side_by_side(lambda song: _examine_folder(song[1], song[0]), songs)
+    for (where, _), (exam, found) in zip(songs, tqdm(look, total=len(songs), desc="doctor", unit="song", disable=not progress)):
+        exams[where] = exam; out += found
     for check in (_missing_stems, _same_audio, _mixed_formats): out += check(exams)
     return sorted(out + _against_manifest(root, exams), key=_rank)

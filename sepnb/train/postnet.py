@@ -48,7 +48,8 @@ def cross_estimates(songs: Sequence[torch.Tensor], # each `(s, c, t)`, to be sep
         snapshot = Snapshot(Path(state) / f"{fold}.safetensors", dict(recipe=asdict(recipe), songs=list(numbers), **(facts or {}))) if state else None
         fit(net, bank, valid, recipe, generator=torch.Generator().manual_seed(fold), device=device, progress=progress, snapshot=snapshot)
         system = ModelSeparator(net, stems=stems, sample_rate=rate, channels=songs[0].shape[1], **(inference or {}))
-        return lambda mix: torch.stack([system(mix, rate)[stem] for stem in stems])
+        def estimate(mix): found = system(mix, rate); return torch.stack([found[stem] for stem in stems])
+        return estimate
     return cross_fit(songs, separator, folds=folds)
 
 # %% ../../nbs/train/75_postnet.ipynb #371ba0a8
