@@ -43,7 +43,7 @@ def analyse(x: torch.Tensor, # signal, `(..., t)`, float32 or float64, t ≥ 1
 
 # %% ../nbs/10_stft.ipynb #71972366
 def _overlap_add(frames: torch.Tensor, hop_length: int) -> torch.Tensor: # `(..., n, n_fft)` → `(..., (n − 1)·hop + n_fft or a little more)`
-    frame, rows = frames.shape[-1], -(-frames.shape[-1] // hop_length) # a frame lies on so many rows of a hop each
+    rows = -(-frames.shape[-1] // hop_length) # of a hop each, on which a frame lies
     out = frames.new_zeros(*frames.shape[:-2], frames.shape[-2] + rows - 1, hop_length)
     for row in reversed(range(rows)): # earlier frames first
         piece = frames[..., row * hop_length:(row + 1) * hop_length]
