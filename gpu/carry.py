@@ -140,7 +140,7 @@ def resolve(names, params, stages): # [stage or stage@item] → what each runs, 
             if key not in items: raise Fault(f"the stage '{stage}' has no item '{key}'; write one of {', '.join(f'{stage}@{k}' for k in items)}")
             context |= dict(key=key, item=items[key])
         words = shlex.split(fill(body["cmd"], context))
-        if words[:3] != ["python", "-m", "sepnb.runner"]: raise Fault(f"the stage '{name}' runs no notebook")
+        if words[:3] != ["python", "-m", "sepnb.runner"] or "--hashes" in words: raise Fault(f"the stage '{name}' runs no notebook")
         args = parser.parse_args(words[3:]); values = gather(params, args.s)
         values.update((k, yaml.safe_load(v)) for k, _, v in (pair.partition("=") for pair in args.p))
         jobs.append(dict(name=name, command=words, notebook=args.notebook, target=args.target, values=values, environment=WIDE if args.wide else CODE_PATH, deps=fill(body["deps"], context),
@@ -157,6 +157,10 @@ def project(changes=()): # params.yaml with changes, and the stages of dvc.yaml
         if not isinstance(place, dict) or last not in place: raise Fault(f"params.yaml has no '{path}'")
         place[last] = yaml.safe_load(value)
     return params, stages["stages"]
+
+
+def hashed(stages): # files of hashes of the code, which nobody needs to carry, and the stages that make them
+    return {out: name for name, body in stages.items() if "--hashes" in body.get("cmd", "") for out in body["outs"]}
 
 
 def facts_of(jobs): # what decides a result, to be compared before and after the journey
@@ -232,7 +236,7 @@ def fill_site(site, names, python, machine): # the folder of packages that goes 
 
 def pack(args):
     params, stages = project(args.set); jobs = resolve(args.stages, params, stages)
-    made = [out for job in jobs for out in job["outs"]]
+    made = [out for job in jobs for out in job["outs"]] + [*hashed(stages)]
     carried = {d for job in jobs for d in job["deps"] if not re.match(r"(sepnb|nbs)(/|$)", d) and d not in made}
     missing = sorted(d for d in carried if not Path(d).exists() and not any(o.startswith(f"{d}/") for o in made))
     if missing: raise Fault(f"{missing[0]} is not here, and no stage that is packed makes it; run `dvc pull` or `dvc repro`, or pack that stage too")
@@ -489,7 +493,7 @@ def bring(args):
     for folder in map(Path, args.results):
         if not (folder / "results.json").is_file(): raise Fault(f"{folder} holds no results.json; name the folder that `run` wrote")
         facts = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        now = {j["name"]: j for j in resolve([j["name"] for j in facts["jobs"]], *project())}; wrong = list(differences(facts, now))
+        params, stages = project(); now = {j["name"]: j for j in resolve([j["name"] for j in facts["jobs"]], params, stages)}; wrong = list(differences(facts, now))
         for line in wrong: print(f"carry: {line}", file=sys.stderr)
         if wrong and not args.anyway: raise Fault("`dvc commit` would record results of other sources: restore them, or say --anyway")
         with tempfile.TemporaryDirectory(dir=".", prefix=".carry-") as part:
@@ -501,7 +505,8 @@ def bring(args):
                 for out in task["outs"]: place(Path(part, out), Path(out))
         for task in facts["jobs"]:
             print(f"{task['name']}: {task['machine']['device']}, torch {task['machine']['torch']}")
-        print("record them: dvc commit -f " + " ".join(t["name"] for t in facts["jobs"]))
+        first = sorted({stage for out, stage in hashed(stages).items() if any(out in task["deps"] for task in now.values())})
+        print("record them: " + "".join(f"dvc repro -s {stage} && " for stage in first) + "dvc commit -f " + " ".join(t["name"] for t in facts["jobs"]))
 
 
 def place(source, target): # moves, in place of what is there; DVC may have linked that, so nothing is written through it

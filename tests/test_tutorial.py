@@ -100,7 +100,7 @@ def test_the_pipeline_finds_both_and_the_report_lists_them(followed):
     needed = set(re.findall(r'^"([^"]+)";', run("dvc", "dag", "--dot", "report", cwd=followed), re.M))
     assert {"baseline@crossover", "train@band_gains", "evaluate@band_gains"} <= needed
     recordings = yaml.safe_load((followed / "params.yaml").read_text())["recordings"]
-    chosen = ["prepare", *(f"recordings@{n}" for n in recordings), *(f"baseline@{n}" for n in ("mixture", "irm", "crossover")), "train@band_gains", "evaluate@band_gains", "report"]
+    chosen = ["prepare", "scoring", *(f"recordings@{n}" for n in recordings), *(f"baseline@{n}" for n in ("mixture", "irm", "crossover")), "train@band_gains", "evaluate@band_gains", "report"]
     assert needed - set(chosen) <= {"export", "realism"} # as they lie in the copy
     run("dvc", "repro", "-q", "--single-item", *chosen, cwd=followed)
     page, table = (followed / "reports" / "index.html").read_text(), (followed / "reports" / "results.csv").read_text()
