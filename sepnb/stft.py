@@ -55,10 +55,11 @@ def synthesise(spec: torch.Tensor, # `(..., f, n)`, complex
                hop_length: int, # samples between frame centres
                length: int, # samples to return, at most (n − 1)·hop
               ) -> torch.Tensor: # `(..., length)`, real
-    "The signal whose `analyse` is nearest to `spec` in the least-squares sense."
+    "The signal whose `analyse` is nearest to `spec` in the least-squares sense. Raises `SepnbError` where no window reaches. Griffin and Lim (1984), equation 6."
     n_fft, asked = len(window), slice(len(window) // 2, len(window) // 2 + length)
     frames = torch.fft.irfft(spec.transpose(-1, -2), n=n_fft) * window
     total = _overlap_add(window.square().expand(spec.shape[-1], n_fft), hop_length)[asked]
+    if not (total > 1e-11).all(): raise SepnbError(f"a hop_length of {hop_length} leaves samples that no window of {n_fft} reaches; use a shorter one")
     return _overlap_add(frames, hop_length)[..., asked] / total
 
 # %% ../nbs/10_stft.ipynb #5e5aefb1

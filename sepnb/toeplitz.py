@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.fft import irfft, rfft
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
-from scipy.linalg.lapack import dgesv # `solve` without its checks: a thousand calls a second less
+from scipy.linalg.lapack import dgesv # numpy's `solve` without its checks, which take longer than so small a system
 
 # %% ../nbs/19_toeplitz.ipynb #bf7c1551
 def _filter(spectrum: np.ndarray, v: np.ndarray) -> np.ndarray: # convolution of length 2L, first L values
