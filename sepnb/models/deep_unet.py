@@ -62,11 +62,11 @@ def spleeter_table(widths: list[int], # maps of the encoder's stages, from the t
 
 # %% ../../nbs/models/65_deep_unet.ipynb #bd8feebe
 _CPU = dict(kernel=3, head=[],
-            encoder=[[["point", 12], ["pool", 2, 1], ["conv", 16]], [["pool", 2, 2], ["conv", 24], ["conv", 24]],
-                     [["pool", 2, 2], ["conv", 32], ["conv", 32]], [["pool", 2, 2], ["conv", 48], ["conv", 48]],
-                     [["pool", 2, 1], ["conv", 64], ["conv", 64, 2]]],
-            decoder=[[["up", 48, 2, 1], ["conv", 48], ["dropout", 0.3]], [["up", 32, 2, 2], ["conv", 32], ["dropout", 0.3]],
-                     [["up", 24, 2, 2], ["conv", 24], ["dropout", 0.3]], [["up", 16, 2, 2], ["conv", 16]], [["up", 8, 2, 1]]])
+            encoder=[[], [["point", 16], ["pool", 2, 1], ["conv", 20]], [["pool", 2, 2], ["conv", 32], ["conv", 32]],
+                     [["pool", 2, 2], ["conv", 48], ["conv", 48]], [["pool", 2, 2], ["conv", 64], ["conv", 64]],
+                     [["pool", 2, 1], ["conv", 96], ["conv", 96, 2]]],
+            decoder=[[["up", 64, 2, 1], ["conv", 64], ["dropout", 0.3]], [["up", 48, 2, 2], ["conv", 48], ["dropout", 0.3]],
+                     [["up", 32, 2, 2], ["conv", 32], ["dropout", 0.3]], [["up", 20, 2, 2], ["conv", 20]], [["up", 8, 2, 1]], [["conv", 12]]])
 
 TABLES = {
     "30M": unet_table([48, 64, 96, 160, 300, 600]), "9M": unet_table([32, 48, 64, 100, 160, 320]), "3M": unet_table([20, 30, 50, 70, 90, 150]),
