@@ -62,11 +62,18 @@ def spleeter_table(widths: list[int], # maps of the encoder's stages, from the t
 
 # %% ../../nbs/models/65_deep_unet.ipynb #bd8feebe
 _CPU = dict(kernel=3, head=[],
-            encoder=[[], [["point", 16], ["pool", 2, 1], ["conv", 20]], [["pool", 2, 2], ["conv", 32], ["conv", 32]],
-                     [["pool", 2, 2], ["conv", 48], ["conv", 48]], [["pool", 2, 2], ["conv", 64], ["conv", 64]],
-                     [["pool", 2, 1], ["conv", 96], ["conv", 96, 2]]],
-            decoder=[[["up", 64, 2, 1], ["conv", 64], ["dropout", 0.3]], [["up", 48, 2, 2], ["conv", 48], ["dropout", 0.3]],
-                     [["up", 32, 2, 2], ["conv", 32], ["dropout", 0.3]], [["up", 20, 2, 2], ["conv", 20]], [["up", 8, 2, 1]], [["conv", 12]]])
+            encoder=[[["point", 12], ["pool", 2, 1], ["conv", 16]], [["pool", 2, 2], ["conv", 24], ["conv", 24]],
+                     [["pool", 2, 2], ["conv", 32], ["conv", 32]], [["pool", 2, 2], ["conv", 48], ["conv", 48]],
+                     [["pool", 2, 1], ["conv", 64], ["conv", 64, 2]]],
+            decoder=[[["up", 48, 2, 1], ["conv", 48], ["dropout", 0.3]], [["up", 32, 2, 2], ["conv", 32], ["dropout", 0.3]],
+                     [["up", 24, 2, 2], ["conv", 24], ["dropout", 0.3]], [["up", 16, 2, 2], ["conv", 16]], [["up", 8, 2, 1]]])
+
+_FINE = dict(kernel=3, head=[],
+             encoder=[[["point", 16]], [["pool", 2, 1], ["conv", 20]], [["pool", 2, 2], ["conv", 32], ["conv", 32]],
+                      [["pool", 2, 2], ["conv", 48], ["conv", 48]], [["pool", 2, 2], ["conv", 64], ["conv", 64]],
+                      [["pool", 2, 1], ["conv", 96], ["conv", 96, 2]]],
+             decoder=[[["up", 64, 2, 1], ["conv", 64], ["dropout", 0.3]], [["up", 48, 2, 2], ["conv", 48], ["dropout", 0.3]],
+                      [["up", 32, 2, 2], ["conv", 32], ["dropout", 0.3]], [["up", 20, 2, 2], ["conv", 20]], [["up", 8, 2, 1]], [["conv", 12]]])
 
 TABLES = {
     "30M": unet_table([48, 64, 96, 160, 300, 600]), "9M": unet_table([32, 48, 64, 100, 160, 320]), "3M": unet_table([20, 30, 50, 70, 90, 150]),
@@ -74,7 +81,7 @@ TABLES = {
     "dense30M": dense_table([(5, 8, 51), (15, 8, 128), (30, 12, 378)], [378, 189, 189, 79, 79, 32]),
     "dense9M": dense_table([(5, 9, 36), (15, 9, 85), (30, 9, 177)], [177, 88, 88, 43, 43, 19]),
     "dense3M": dense_table([(4, 9, 27), (10, 9, 49), (20, 9, 97)], [97, 48, 48, 24, 24, 12]),
-    "cpu": _CPU}
+    "cpu": _CPU, "fine": _FINE}
 
 # %% ../../nbs/models/65_deep_unet.ipynb #0e6c1078
 def _convolve(maps: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
@@ -203,12 +210,13 @@ _CD = dict(sample_rate=44100, n_fft=4096, hop_length=1024, max_hz=16000.0, mask_
 class MultiUNet(MaskModel):
     "One network that estimates all stems. Wiegratz (2021), M-U-Net."
     presets = {"mu9M": dict(table="9M", **_THESIS), "mu9M-44k": dict(table="9M", **_CD),
-               "cpu": dict(table="cpu", n_fft=4096, hop_length=2048, max_hz=8000.0, compression=0.3, slice_frames=256, mask_exponent=1.0)}
+               "cpu": dict(table="fine", other_maps=0.0, n_fft=4096, hop_length=2048, max_hz=8000.0, compression=0.3, slice_frames=256, mask_exponent=1.0)}
 
     def __init__(self, stems: int = 4, # outputs
                  channels: int = 2, # of the mixture
                  *, table: str | dict = "9M", # a key of `TABLES`, or a table
                  maps: str | list = "5h+3d", # harmonic maps of each channel, see `map_ratios`
+                 other_maps: float = 1.0, # the first convolution's weights of all but the spectrogram itself are multiplied by it at the start
                  compression: float = 1.0, # exponent of the input magnitudes, 0 … 1; 1 as in the thesis
                  max_hz: float | None = None, # bins from here on take the mask of the last one below, Hz; None: half the rate
                  slice_frames: int = 512, # longest slice, frames
@@ -218,15 +226,21 @@ class MultiUNet(MaskModel):
         if isinstance(table, str) and table not in TABLES: raise SepnbError(f"unknown table '{table}'; known: {', '.join(TABLES)}")
         if slice_frames < 1: raise SepnbError(f"slices of {slice_frames} frames are impossible; use at least 1")
         table = TABLES[table] if isinstance(table, str) else table
-        own = dict(table=table, maps=maps, compression=compression, max_hz=max_hz, slice_frames=slice_frames)
+        own = dict(table=table, maps=maps, other_maps=other_maps, compression=compression, max_hz=max_hz, slice_frames=slice_frames)
         super().__init__(stems, channels, n_fft=n_fft, hop_length=hop_length, own=own, **shared)
         self.strides, self.compression, self.slice_frames = table_strides(table), compression, slice_frames
         self.bins = bins_below(max_hz, self.sample_rate, n_fft)
         self.maps = HarmonicMaps(maps, self.bins, rows=self.bins + -self.bins % self.strides[0])
         self.nets = self._networks(channels * len(self.maps.ratios), self.maps.rows, table)
+        self._soften(other_maps)
         self.register_buffer("stem_weights", torch.ones(stems))
 
     def _networks(self, maps, rows, table): return nn.ModuleList([TableUNet(maps, self.stems * self.channels, rows, table)])
+
+    @torch.no_grad()
+    def _soften(self, gain):
+        other = torch.tensor([ratio != 1 for ratio in self.maps.ratios]).repeat(self.channels)
+        for net in self.nets: next(m for m in net.modules() if isinstance(m, nn.Conv2d)).weight[:, other] *= gain
 
     def masks(self, mag: torch.Tensor, # `(b, c, f, n)`, one slice
              ) -> torch.Tensor: # `(b, s, c, f, n)`, 0 … 1, independent of each other and of the mixture's level
@@ -246,7 +260,7 @@ class MultiUNet(MaskModel):
 # %% ../../nbs/models/65_deep_unet.ipynb #3948b042
 class DeepUNet(MultiUNet):
     "A network for each stem. Wiegratz (2021), section 3.4."
-    presets = {name: dict(table=name, **_THESIS) for name in TABLES if name != "cpu"} | {
+    presets = {name: dict(table=name, **_THESIS) for name in TABLES if name not in ("cpu", "fine")} | {
         "baseline30M": dict(table="baseline30M", maps="1h", **_THESIS), "30M-44k": dict(table="30M", **_CD), "cpu": MultiUNet.presets["cpu"]}
 
     def _networks(self, maps, rows, table): return nn.ModuleList(TableUNet(maps, self.channels, rows, table) for _ in range(self.stems))
