@@ -174,6 +174,27 @@ def test_presets_are_the_thesis():
     with pytest.raises(SepnbError): DeepUNet.preset("12M")
 
 
+@pytest.mark.parametrize("cls", [MultiUNet, DeepUNet])
+@pytest.mark.parametrize("gain", [0.0, 0.3, 1.0])
+def test_other_maps_start_softer(cls, gain):
+    def firsts(net): return [next(m for m in part.modules() if isinstance(m, nn.Conv2d)).weight for part in net.nets]
+    torch.manual_seed(3); plain = cls(stems=2, maps="3h+2s", **SMALL).eval()
+    torch.manual_seed(3); net = cls(stems=2, maps="3h+2s", other_maps=gain, **SMALL).eval()
+    for a, b in zip(firsts(plain), firsts(net)):
+        a, b = (w.detach().unflatten(1, (2, 5)) for w in (a, b))  # channels, then ratios, the spectrogram itself first
+        assert torch.equal(a[:, :, 0], b[:, :, 0]) and torch.equal(a[:, :, 1:] * gain, b[:, :, 1:]) and a[:, :, 1:].abs().min() > 0
+    with torch.no_grad():
+        for w in firsts(plain): w.unflatten(1, (2, 5))[:, :, 1:] *= gain
+        mix = music().sum(1); assert torch.equal(plain(mix), net(mix))
+
+
+def test_the_fine_table_keeps_every_bin():
+    with torch.device("meta"): nets = {name: TableUNet(28, 8, 64, TABLES[name]) for name in ("cpu", "fine")}
+    def seen(net): return net.encoder[0](torch.empty(1, 28, 64, 16, device="meta")).shape[2]
+    assert seen(nets["fine"]) == 64 == 2 * seen(nets["cpu"])
+    assert nets["fine"].decoder[-1][0][0].in_channels == 16 + 8  # what the first stage found beside what came up
+
+
 @settings(deadline=None, max_examples=25)
 @given(stems=st.integers(1, 5), lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4), scale=st.sampled_from([1e-4, 1.0, 1e2]), seed=st.integers(0, 99))
 def test_energy_weights(stems, lengths, scale, seed):
