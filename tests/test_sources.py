@@ -266,6 +266,12 @@ def test_a_changed_song_changes_its_versions(tmp_path):
     assert all(r["sha256"] != before[r["song"]]["sha256"] and r["seconds"] > 0.5 for r in rows if origin(r)) and not [f for f in doctor(tmp_path) if f.severity == "error"]
 
 
+def test_a_manifest_half_written_is_cleared_away(tmp_path):
+    settings = dict(VERSIONS, songs=3, seconds=2.0); run(settings, tmp_path / "calm", seed=5); before = files(tmp_path / "calm")
+    for name in (".manifest-abc123.part.csv", ".LICENCES-abc123.part.txt"): (tmp_path / "calm" / name).write_bytes(b"song,")  # killed in the midst
+    run(settings, tmp_path / "calm", seed=5); assert files(tmp_path / "calm") == before
+
+
 def test_a_killed_run_goes_on_with_its_versions(tmp_path):
     settings = dict(VERSIONS, songs=5, seconds=2.0); run(settings, tmp_path / "calm", seed=5)
     code = f"from sepnb.data.sources import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"

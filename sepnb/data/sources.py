@@ -331,6 +331,7 @@ def read_facts(root: str | Path, # of a set
 # %% ../../nbs/data/32_sources.ipynb #aefb3d83
 def _sweep(out: Path) -> None: # what killed runs left
     for p in [*out.glob("*/.*.part"), *out.glob("*/.*.old")]: shutil.rmtree(p, ignore_errors=True)
+    for p in out.glob(".*.part.*"): p.unlink(missing_ok=True) # files in the midst of being written
 
 def _tidy(out: Path, songs: list[Song]) -> dict[str, Row]: # what the manifest says of the songs that are asked for
     try: rows = {r["song"]: r for r in read_manifest(out)}
