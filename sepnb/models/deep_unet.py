@@ -216,7 +216,7 @@ class MultiUNet(MaskModel):
                  channels: int = 2, # of the mixture
                  *, table: str | dict = "9M", # a key of `TABLES`, or a table
                  maps: str | list = "5h+3d", # harmonic maps of each channel, see `map_ratios`
-                 other_maps: float = 1.0, # the first convolution's weights of all but the spectrogram itself are multiplied by it at the start
+                 other_maps: float = 1.0, # 0 … 1, by which the first convolution's weights of all but the spectrogram itself are multiplied at the start; 1 as in the thesis
                  compression: float = 1.0, # exponent of the input magnitudes, 0 … 1; 1 as in the thesis
                  max_hz: float | None = None, # bins from here on take the mask of the last one below, Hz; None: half the rate
                  slice_frames: int = 512, # longest slice, frames
