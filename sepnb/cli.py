@@ -136,18 +136,18 @@ def _doctor(args) -> int:
     print(format_findings(findings))
     return 1 if any(f.severity == "error" for f in findings) else 0
 
-def _sources(): # the adapters of all kinds of sets, some with packages of their own: loaded only when needed
-    return importlib.import_module("sepnb.data.sources")
+def _data(chapter: str): # adapters of all kinds of sets, some with packages of their own: loaded only when needed
+    return importlib.import_module(f"sepnb.data.{chapter}")
 
 def _prepare(settings: dict, args) -> int:
-    _sources().prepare(settings, args.out, seed=args.seed, cache_dir=args.cache)
+    _data("prepare").prepare(settings, args.out, seed=args.seed, cache_dir=args.cache)
     for row in read_manifest(args.out): print(f"{row['split']}/{row['song']}  {row['seconds']:.1f} s  {', '.join(row['stems'])}")
     return 0
 
 def _convert(args) -> int:
     kind = args.kind or ("stem_mp4" if next(Path(args.root).expanduser().rglob("*.stem.mp4"), None) else "musdb_hq")
     settings = dict(kind=kind, root=args.root) | {k: v for k, v in (("sample_rate", args.sample_rate), ("channels", args.channels)) if v}
-    if args.split: settings["splits"] = {song.name: song.split or args.split for song in _sources().KINDS[kind](root=args.root)}
+    if args.split: settings["splits"] = {song.name: song.split or args.split for song in _data("sources").KINDS[kind](root=args.root)}
     return _prepare(settings, args)
 
 # %% ../nbs/91_cli.ipynb #f01aedcf

@@ -13,7 +13,7 @@ from sepnb.ablation import (EFFECTS, MEASURES, PUBLISHED, STEMS, changed, effect
                             seed_deviation, table_rows, thesis_scores, values_of, write_result)
 from sepnb.core import SepnbError
 from sepnb.data.augment import AUGMENTATIONS
-from sepnb.data.sources import prepare
+from sepnb.data.prepare import prepare
 from sepnb.data.tracks import find_tracks, load_track
 from sepnb.evaluate import score_song, statistics_rows
 from sepnb.models.deep_unet import TABLES, DeepUNet, TableUNet

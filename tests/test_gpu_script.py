@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from sepnb.data.sources import prepare
+from sepnb.data.prepare import prepare
 from sepnb.train.checkpoint import load_checkpoint
 from sepnb.train.loop import read_history
 

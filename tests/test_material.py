@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import sepnb.classical.bounds  # noqa: F401, registers the mixture
 from sepnb.core import SepnbError, seed_everything
 from sepnb.data.bank import ORIGINS, StemBank, draw, load_material, take, excerpt_starts, with_material
-from sepnb.data.sources import prepare
+from sepnb.data.prepare import prepare
 from sepnb.data.tracks import find_tracks, load_track, read_manifest, stem_digest
 from sepnb.evaluate import songs_heard
 from sepnb.material import cross_fit, folds_of, others, prepare_material, read_results, scores, voiced

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from sepnb.core import SepnbError, seed_everything
-from sepnb.data.sources import Song, prepare, toy
+from sepnb.data.prepare import prepare
+from sepnb.data.sources import Song, toy
 from sepnb.data.tracks import find_tracks
 from sepnb.music.mix import OCTAVES_HZ, realism
 from sepnb.realism import FOUR, MEASURES, REST, TWO, describe, distances, piece, realism_rows, together

@@ -14,7 +14,8 @@ import torch
 
 from sepnb.core import SepnbError
 from sepnb.data.doctor import doctor
-from sepnb.data.sources import FACTS, collect, prepare, read_facts
+from sepnb.data.prepare import FACTS, prepare, read_facts
+from sepnb.data.sources import collect
 from sepnb.data.tracks import find_tracks, load_track, quantise, read_manifest
 from sepnb.music import song as chapter
 from sepnb.music.assets import ASSETS, is_cached
@@ -94,7 +95,7 @@ def test_another_seed_or_recipe_makes_other_songs(prepared):
 
 
 INTERRUPTED = """
-from sepnb.data.sources import prepare
+from sepnb.data.prepare import prepare
 if __name__ == "__main__":
     try: prepare(%r, %r, seed=5, jobs=2, progress=False)
     except KeyboardInterrupt: print("interrupted")

@@ -17,7 +17,8 @@ from sepnb.audio import STEM_MP4, load_stem_mp4, save_audio
 from sepnb.core import SepnbError
 from sepnb.data import sources as chapter
 from sepnb.data.doctor import doctor
-from sepnb.data.sources import MUSDB_VALID, PACKS, collect, draw_repitch, licences_text, origin, pack_songs, prepare, repitch, toy
+from sepnb.data.prepare import licences_text, prepare
+from sepnb.data.sources import MUSDB_VALID, PACKS, collect, draw_repitch, origin, pack_songs, repitch, toy
 from sepnb.data.tracks import find_tracks, load_track, read_manifest, write_manifest, write_track
 from sepnb.synth import click, tone
 
@@ -182,7 +183,7 @@ def test_a_broken_set_is_mended(tmp_path, damage):
 def test_a_killed_run_goes_on(tmp_path):
     "SIGKILL at some moment; what is there is whole, and a second run completes it to the very bytes of an undisturbed one."
     settings = dict(TOY, songs=12, seconds=4.0); run(settings, tmp_path / "calm", seed=5)
-    code = f"from sepnb.data.sources import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"
+    code = f"from sepnb.data.prepare import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code])
     while process.poll() is None and len(list((tmp_path / "hit").glob("train/Toy*"))) < 3: time.sleep(0.005)
     process.send_signal(signal.SIGKILL); process.wait()
@@ -274,7 +275,7 @@ def test_a_manifest_half_written_is_cleared_away(tmp_path):
 
 def test_a_killed_run_goes_on_with_its_versions(tmp_path):
     settings = dict(VERSIONS, songs=5, seconds=2.0); run(settings, tmp_path / "calm", seed=5)
-    code = f"from sepnb.data.sources import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"
+    code = f"from sepnb.data.prepare import prepare; prepare({settings!r}, {str(tmp_path / 'hit')!r}, seed=5, progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code])
     while process.poll() is None and len(list((tmp_path / "hit").glob("train/Toy*~v*"))) < 2: time.sleep(0.005)
     process.send_signal(signal.SIGKILL); process.wait(); run(settings, tmp_path / "hit", seed=5)

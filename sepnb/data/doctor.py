@@ -115,9 +115,7 @@ def _block(exam: Exam, stem: str) -> np.ndarray: # the next one, empty at the en
         exam.broken[stem] = f"{Path(f.name).name} breaks off after {meter.samples} of {f.frames} samples"
     return meter.add(block) if len(block) else block
 
-# %% ../../nbs/data/31_doctor.ipynb #9c466491
-SILENCE_DB, RESIDUAL_DB = -80.0, -40.0
-
+# %% ../../nbs/data/31_doctor.ipynb #17f9ce20
 def _judge_files(exam: Exam) -> list[tuple[str, str]]: # severity, what
     out = [("error", why) for why in exam.broken.values()]
     for what, unit, key in (("sample rates", " Hz", "samplerate"), ("channel counts", "", "channels"), ("lengths", " samples", "frames")):
@@ -127,6 +125,9 @@ def _judge_files(exam: Exam) -> list[tuple[str, str]]: # severity, what
         if len(groups) > 1: out.append(("error", f"{what} differ: {told}"))
     return out
 
+# %% ../../nbs/data/31_doctor.ipynb #9c466491
+SILENCE_DB = -80.0
+
 def _judge_sound(stem: str, m: Meter) -> list[tuple[str, str]]:
     peak_db, out = float(power_to_db(m.peak**2)), []
     if m.bad: out.append(("error", f"{stem} holds {m.bad} samples that are NaN or infinite"))
@@ -135,6 +136,9 @@ def _judge_sound(stem: str, m: Meter) -> list[tuple[str, str]]:
     if m.peak > 1: out.append(("warning", f"{stem} passes full scale by {peak_db:.1f} dB"))
     elif m.clipped: out.append(("warning", f"{stem} clips in {m.clipped} place{'s' * (m.clipped > 1)} (3 or more samples at full scale)"))
     return out
+
+# %% ../../nbs/data/31_doctor.ipynb #f9cc2c34
+RESIDUAL_DB = -40.0
 
 def _judge_sum(exam: Exam) -> list[tuple[str, str]]:
     if exam.residual_peak is None or exam.residual_peak <= len(exam.files) * 2**-15: return []
@@ -188,6 +192,7 @@ def _missing_stems(exams: dict[str, Exam]) -> list[Finding]: # song → facts
             if stem in stems and 2 * k < n: out.append(Finding(song, "warning", f"has a stem '{stem}', which only {k} of {n} songs have"))
     return out
 
+# %% ../../nbs/data/31_doctor.ipynb #4e5fb56c
 def _same_audio(exams: dict[str, Exam]) -> list[Finding]:
     heard, pairs = {}, defaultdict(list)
     for song, e in exams.items():

@@ -62,6 +62,7 @@ def write_estimates(folder: str | Path, # gets `<split>/<song>/<stem>.wav`
     for stem, x in zip(track.stems, resample(estimates, track.sample_rate, sample_rate)):
         save_audio(Path(folder) / track.split / track.name / f"{stem}.wav", x, sample_rate, subtype="FLOAT", overwrite=True)
 
+# %% ../../nbs/train/75_postnet.ipynb #3d9e1f60
 def read_pairs(folder: str | Path, # written by `write_estimates`
                tracks: Sequence[Track], # songs
                *, stem: str, # which
@@ -89,6 +90,7 @@ class PostRecipe:
     clip_norm: float = 5.0 # gradients are scaled down to this norm
     drop_phrases: float = 0.0 # share of blocks whose phrases are hidden, so that the network can do without, 0 … 1
 
+# %% ../../nbs/train/75_postnet.ipynb #8650adef
 def post_rate(epoch: int, # 0 … epochs
               epochs: int, # in all
               lr: float = 1e-3, # of the first third
@@ -96,6 +98,7 @@ def post_rate(epoch: int, # 0 … epochs
     "The thesis' schedule for any number of epochs: constant for a third, then falling exponentially by e² in all; section 3.6."
     return lr * math.exp(min(0.0, 1 - 3 * epoch / epochs))
 
+# %% ../../nbs/train/75_postnet.ipynb #67b64970
 POST_LOSSES = dict(l1=torch.abs, mse=torch.square) # name → of the error of a sample; their mean is the loss
 
 def post_loss(model: PANet, # any
@@ -106,12 +109,13 @@ def post_loss(model: PANet, # any
     if loss not in POST_LOSSES: raise SepnbError(f"unknown loss '{loss}' of a post-net; known: {', '.join(POST_LOSSES)}")
     return POST_LOSSES[loss](model(blocks.estimate, blocks.phrases, blocks.mask) - blocks.source).mean()
 
-# %% ../../nbs/train/75_postnet.ipynb #8650adef
+# %% ../../nbs/train/75_postnet.ipynb #0cd47ce4
 @torch.no_grad()
 def _held_out(model: PANet, blocks: Blocks, recipe: PostRecipe, device) -> float: # loss in evaluation mode
     model.eval(); parts = zip(*(x.split(recipe.batch) for x in (blocks.estimate, blocks.phrases, blocks.mask, blocks.source)))
     return sum(post_loss(model, part.to(device), loss=recipe.loss).item() * len(part.mask) for part in (Blocks(*p) for p in parts)) / len(blocks.mask)
 
+# %% ../../nbs/train/75_postnet.ipynb #2f31aa30
 def _steps(run: Run, bank: PhraseBank, recipe: PostRecipe, *, lr: float, device, bar: tqdm) -> float: # mean loss
     model = run.model.train(); total = 0.0; run.optimiser.param_groups[0]["lr"] = lr
     for step in range(recipe.steps):
