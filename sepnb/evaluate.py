@@ -115,7 +115,8 @@ def statistics_rows(rows: Sequence[dict], # rows of `score_song`
 def write_rows(path: str | Path, # file to be written
                rows: Sequence[dict], # all with the same keys
               ) -> None:
-    "Write rows as CSV, atomically; numbers with three decimals, NaN as `nan`."
+    "Write rows as CSV, atomically; numbers with three decimals, NaN as `nan`. Raises `SepnbError` if there are none."
+    if not rows: raise SepnbError(f"nothing was scored, so there is no table for {path}: name songs, or sets of recordings, that are there")
     text = io.StringIO(); writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n"); writer.writeheader()
     for row in rows: writer.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
     write_text(path, text.getvalue())

@@ -43,6 +43,11 @@ def test_rows_survive_their_file(tmp_path):
     assert again[0]["song"] == "a, b" and again[0]["second"] == 0 and again[0]["si_sdr"] == 1.235 and math.isnan(again[1]["si_sdr"])
 
 
+def test_no_rows_make_no_table(tmp_path):
+    with pytest.raises(SepnbError, match="nothing was scored.*x.csv"): write_rows(tmp_path / "x.csv", [])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_scores_do_not_depend_on_scale_and_know_a_perfect_estimate(scale, channels):
