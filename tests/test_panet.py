@@ -1,4 +1,6 @@
 """PA-Net: the equations of its attention, its size, phrases that are missing, tracks of any length, level and rate, and training."""
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from sepnb.core import SepnbError
 from sepnb.models.layers import count_parameters
 from sepnb.models.panet import PANet, PostNet, mend, similarity_attention
-from sepnb.train.postnet import PostRecipe, fit_postnet, post_loss, post_rate
+from sepnb.train.postnet import POST_LOSSES, PostRecipe, fit_postnet, neg_snr, post_loss, post_rate
 from sepnb.phrases import Grid, PhraseBank, draw_blocks, fixed_blocks
 from sepnb.separator import Separator
 from sepnb.train.checkpoint import load_checkpoint, save_checkpoint
@@ -180,7 +182,27 @@ def test_training_improves_keeps_the_best_and_repeats():
         fit_postnet(net, *banks, PostRecipe(epochs=1, steps=1, batch=2), generator=torch.Generator())
     squared, history = run(loss="mse") # the same network, asked for squares
     with torch.no_grad(): assert abs((squared(held.estimate, held.phrases, held.mask) - held.source).square().mean().item() - min(r["valid_loss"] for r in history)) < 1e-4
-    with pytest.raises(SepnbError, match="unknown loss 'l3'.*l1, mse"): run(loss="l3")
+    level, history = run(loss="neg_snr")
+    power = lambda x: x.square().mean((1, 2)) + 0.01
+    with torch.no_grad(): error = power(level(held.estimate, held.phrases, held.mask) - held.source)
+    assert abs((10 * (error / power(held.source)).log10()).mean().item() - min(r["valid_loss"] for r in history)) < 1e-3
+    assert min(r["valid_loss"] for r in history) < history[0]["valid_loss"]
+    with pytest.raises(SepnbError, match="unknown loss 'l3'.*l1, mse, neg_snr"): run(loss="l3")
+
+@pytest.mark.parametrize("loss", sorted(POST_LOSSES))
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2])
+def test_losses_of_a_post_net_have_finite_slopes_at_every_level_and_in_silence(loss, scale):
+    x = scale * torch.randn(3, 2, 500, generator=torch.Generator().manual_seed(0))
+    for source, estimate in ((x, 0.5 * x), (x, x), (0 * x, x), (x, 0 * x), (0 * x, 0 * x)):
+        estimate = estimate.clone().requires_grad_(); value = POST_LOSSES[loss](estimate, source); value.backward()
+        assert value.isfinite() and estimate.grad.isfinite().all()
+    assert POST_LOSSES[loss](x, x) < POST_LOSSES[loss](0.9 * x, x) < POST_LOSSES[loss](0.5 * x, x)
+
+def test_the_ratio_counts_every_block_alike():
+    x = torch.randn(1, 1, 4000, generator=torch.Generator().manual_seed(0)); half = 20 * math.log10(0.5)
+    for scale in (1e-2, 1.0, 1e2): assert abs(neg_snr(scale * x / 2, scale * x, floor=0.0).item() - half) < 1e-4
+    both = neg_snr(torch.cat([x / 2, x / 1000]), torch.cat([x, x / 100]), floor=0.0).item()
+    assert abs(both - (half + 20 * math.log10(0.9)) / 2) < 1e-4
 
 def test_schedule_of_the_thesis():
     rates = [post_rate(e, 60) for e in range(61)]
