@@ -30,6 +30,7 @@ def mend(name, params, seed, out): # a post-net and the estimates that it learns
                           "-p", f"out={out / name}.estimates", "-p", f"state={out / name}.folds"),
                          ("postnet", "-s", f"postnets.{name}.model", "-s", f"postnets.{name}.{scale}", "-s", f"only=postnets.{name}.only.{scale}",
                           "-p", f"estimates={out / name}.estimates", "-p", f"out={out / name}", "-p", f"history={out / name}.csv", "-p", f"state={out / name}.state")):
+        if (out / f"{stage}-{name}.html").exists(): continue # written when all went well
         runner("--wide", f"nbs/stages/{stage}.ipynb", out / f"{stage}-{name}.ipynb", "-p", f"name={name}", "-p", f"base={out / base}", *more,
                "-s", f"postnets.{name}.sample_rate", "-p", f"seed={seed}", "-s", "threads", "-s", "device", "-p", "tracks=data/tracks")
 
