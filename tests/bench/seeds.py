@@ -4,8 +4,8 @@ usage: python tests/bench/seeds.py OUT [--systems openunmix unet_mwf] [--seeds 2
 
 Run it after the pipeline, in the project's folder: songs and recipes are the pipeline's, by its own stage notebooks; only the seed differs
 (of weights, batches and augmentation). `--systems` are names of `models`, `variants` or `postnets` in params.yaml; each is set beside the
-first. Everything is kept in OUT; what is there is not made again, and a training that was killed goes on. With two threads a seed of the two
-default systems takes about seven minutes, and one of `--systems unet panet` five once its U-Net is there.
+first. Everything is kept in OUT; what is there is not made again (another recipe: another OUT), and a training that was killed goes on. With
+two threads a seed of the two default systems takes about seven minutes, and one of `--systems unet panet` five once its U-Net is there.
 """
 import argparse, csv, subprocess, sys
 from collections import defaultdict
